@@ -1,0 +1,122 @@
+"""Learning-rate schedules and the optimizer: AdamW behind a clip of the global gradient norm.
+
+Both are built from the ``optimizer`` section of a config (any object with those attributes).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# How the learning rate falls after warm-up: progress in [0, 1] -> the share of
+# (learning_rate - min_learning_rate) that is left.
+DECAYS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "constant": jnp.ones_like,
+    "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+}
+
+
+def learning_rate(config: Any, steps: int) -> optax.Schedule:
+    """Returns ``schedule(step) -> learning rate``, step counted from 0.
+
+    With w warm-up steps and T steps in all::
+
+        lr(step) = base * (step + 1) / w                              for step < w
+                 = low + (base - low) * decay((step - w) / (T - w))   after
+
+    so the first step already moves (lr(0) = base / w), and past T the rate stays where it ended.
+    "cosine" is the schedule of the scaling study of masked, uniform and autoregressive models.
+
+    Args:
+        config: has ``learning_rate`` (base), ``min_learning_rate`` (low), ``warmup`` (w) and
+            ``schedule``, one of "constant" (stays at base), "cosine", "linear".
+        steps: T, the length of the run.
+
+    Raises:
+        ValueError: if the schedule is unknown, a rate is negative, ``min_learning_rate`` is above
+            ``learning_rate``, or not 0 <= warmup < steps.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> config = SimpleNamespace(
+        ...     schedule="cosine", learning_rate=1.0, min_learning_rate=0.0, warmup=2)
+        >>> schedule = learning_rate(config, steps=6)
+        >>> [round(float(schedule(step)), 3) for step in range(7)]
+        [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    base, low, warmup = config.learning_rate, config.min_learning_rate, config.warmup
+    if config.schedule not in DECAYS:
+        raise ValueError(
+            f"unknown optimizer.schedule {config.schedule!r}: expected one of {sorted(DECAYS)}"
+        )
+    if not 0 <= low <= base:
+        raise ValueError(
+            f"expected 0 <= min_learning_rate <= learning_rate, got min_learning_rate={low} and "
+            f"learning_rate={base}"
+        )
+    if not 0 <= warmup < steps:
+        raise ValueError(
+            f"optimizer.warmup={warmup} must be at least 0 and below the number of steps, {steps}: "
+            "lower the warm-up or train for longer"
+        )
+    decay = DECAYS[config.schedule]
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step).astype(float)
+        progress = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
+        after = low + (base - low) * decay(progress)
+        return jnp.where(step < warmup, base * (step + 1) / max(warmup, 1), after)
+
+    return schedule
+
+
+def adamw(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Returns AdamW with decoupled decay on every parameter, after clipping the global norm.
+
+    Norms, biases and embeddings decay too: that is what the published runs did.
+
+    Args:
+        config: has ``b1``, ``b2``, ``eps``, ``weight_decay`` and ``clip``, the largest global
+            gradient norm let through (0 turns clipping off).
+        schedule: learning rate by step, as from `learning_rate`.
+
+    Raises:
+        ValueError: if a number is outside its range.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> config = SimpleNamespace(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip=1.0)
+        >>> optimizer = adamw(config, lambda step: 0.5)
+        >>> params = {"w": jnp.zeros(2)}
+        >>> gradient = {"w": jnp.array([3.0, -4.0])}
+        >>> updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        >>> updates["w"].round(3).tolist()
+        [-0.5, 0.5]
+    """
+    for name, upper in (("b1", 1.0), ("b2", 1.0), ("eps", 1.0), ("weight_decay", float("inf"))):
+        value = getattr(config, name)
+        if not 0 <= value < upper:
+            raise ValueError(f"optimizer.{name} must lie in [0, {upper}), got {value}")
+    if config.clip < 0:
+        raise ValueError(
+            f"optimizer.clip must be positive, or 0 for no clipping, got {config.clip}"
+        )
+    update = optax.adamw(
+        schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
+    )
+    if config.clip > 0:
+        update = optax.chain(optax.clip_by_global_norm(config.clip), update)
+    return optax.GradientTransformation(update.init, _standard_promotion(update.update))
+
+
+def _standard_promotion(update: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets optax mix Python floats and integer counts where JAX's strict mode is on."""
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return update(*args, **kwargs)
+
+    return wrapped

@@ -1,0 +1,86 @@
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import load_file
+
+from mdm_jax.train.optimizers import adamw, learning_rate
+
+
+def rates(**overrides):
+    fields = {"schedule": "cosine", "learning_rate": 2e-4, "min_learning_rate": 2e-5, "warmup": 100}
+    return SimpleNamespace(**(fields | overrides))
+
+
+def adam(**overrides):
+    fields = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
+    return SimpleNamespace(**(fields | overrides))
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "warmup"), [("total1000_warm100", 1000, 100), ("total8_warm3", 8, 3)]
+)
+def test_cosine_follows_the_reference(golden, name, total, warmup):
+    expected = load_file(golden / "losses_scaling.safetensors")[f"lr.{name}"]
+    schedule = learning_rate(rates(warmup=warmup), total)
+    steps = np.arange(len(expected))
+    np.testing.assert_allclose(schedule(steps), expected, rtol=1e-6)  # float32, as trained
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(schedule(steps), expected, rtol=1e-12)
+
+
+def test_constant_and_linear():
+    constant = learning_rate(rates(schedule="constant", warmup=0), 10)
+    np.testing.assert_allclose([constant(s) for s in (0, 5, 99)], 2e-4, rtol=1e-6)
+    linear = learning_rate(rates(schedule="linear", warmup=2), 10)
+    np.testing.assert_allclose(
+        [linear(s) for s in (0, 1, 2, 6, 10, 11)], [1e-4, 2e-4, 2e-4, 1.1e-4, 2e-5, 2e-5], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"schedule": "cosin"}, "'cosin'.*'constant', 'cosine', 'linear'"),
+        ({"warmup": 1000}, "warmup=1000 .* below the number of steps, 1000"),
+        ({"warmup": -1}, "warmup=-1"),
+        ({"min_learning_rate": 1.0}, "min_learning_rate=1.0"),
+    ],
+)
+def test_bad_schedules_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        learning_rate(rates(**overrides), 1000)
+
+
+def test_clip_is_by_global_norm_before_adam_and_decay_hits_everything():
+    params = {"w": jnp.array([1.0, 2.0]), "bias": jnp.array([3.0])}
+    grads = {"w": jnp.array([30.0, 0.0]), "bias": jnp.array([40.0])}
+    optimizer = adamw(adam(), lambda step: 0.1)
+    updates, state = optimizer.update(grads, optimizer.init(params), params)
+    # One Adam step moves by lr * sign(g) whatever the scale; the moments show the clipped gradient.
+    (moments,) = [
+        s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")
+    ]
+    np.testing.assert_allclose(moments.mu["w"], [0.1 * 0.6, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(moments.mu["bias"], [0.1 * 0.8], rtol=1e-6)
+    np.testing.assert_allclose(updates["w"], [-0.1 - 0.01, -0.02], rtol=1e-5)
+    np.testing.assert_allclose(updates["bias"], [-0.1 - 0.03], rtol=1e-5)
+
+
+def test_clip_zero_is_off():
+    params = {"w": jnp.ones(2)}
+    optimizer = adamw(adam(clip=0), lambda step: 0.1)
+    _, state = optimizer.update({"w": jnp.array([30.0, 40.0])}, optimizer.init(params), params)
+    np.testing.assert_allclose(optax.tree.get(state, "mu")["w"], [3.0, 4.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [({"b1": 1.0}, "b1.*1.0"), ({"weight_decay": -0.1}, "weight_decay"), ({"clip": -1.0}, "clip")],
+)
+def test_bad_optimizers_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        adamw(adam(**overrides), lambda step: 0.1)
