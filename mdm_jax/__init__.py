@@ -1,0 +1,93 @@
+"""Discrete diffusion language models in JAX: masked, uniform-state and autoregressive.
+
+The public names of the core, which imports jax and nothing heavier. Models, data and training live
+in `mdm_jax.models`, `mdm_jax.data` and `mdm_jax.train`, and are imported by name.
+"""
+
+from mdm_jax.denoisers import Denoiser, denoiser, forbid, guided, nucleus, tempered
+from mdm_jax.generation import Generation, generate, trajectory
+from mdm_jax.likelihood import NLLBound, nll_bound
+from mdm_jax.losses import (
+    autoregressive,
+    constant_terms,
+    elbo,
+    masked_cross_entropy,
+    masked_elbo,
+    negative_log_likelihood,
+    scored_by_next_token,
+    uniform_elbo,
+)
+from mdm_jax.objectives import (
+    Objective,
+    autoregressive_objective,
+    masked_objective,
+    uniform_objective,
+)
+from mdm_jax.processes import Masked, Noised, Process, Uniform
+from mdm_jax.samplers import Sampler, ancestral, first_hitting, hitting_times
+from mdm_jax.schedules import (
+    Cosine,
+    CosineSquared,
+    Geometric,
+    Linear,
+    LinearSigma,
+    LogLinear,
+    MaskGITCosine,
+    Polynomial,
+    Schedule,
+)
+from mdm_jax.stopping import all_decided, any_of, eos_decided
+from mdm_jax.times import sample_times, time_grid
+from mdm_jax.weighted import WeightedSum, token_sum
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cosine",
+    "CosineSquared",
+    "Denoiser",
+    "Generation",
+    "Geometric",
+    "Linear",
+    "LinearSigma",
+    "LogLinear",
+    "MaskGITCosine",
+    "Masked",
+    "NLLBound",
+    "Noised",
+    "Objective",
+    "Polynomial",
+    "Process",
+    "Sampler",
+    "Schedule",
+    "Uniform",
+    "WeightedSum",
+    "all_decided",
+    "ancestral",
+    "any_of",
+    "autoregressive",
+    "autoregressive_objective",
+    "constant_terms",
+    "denoiser",
+    "elbo",
+    "eos_decided",
+    "first_hitting",
+    "forbid",
+    "generate",
+    "guided",
+    "hitting_times",
+    "masked_cross_entropy",
+    "masked_elbo",
+    "masked_objective",
+    "negative_log_likelihood",
+    "nll_bound",
+    "nucleus",
+    "sample_times",
+    "scored_by_next_token",
+    "tempered",
+    "time_grid",
+    "token_sum",
+    "trajectory",
+    "uniform_elbo",
+    "uniform_objective",
+]

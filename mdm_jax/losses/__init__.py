@@ -1,0 +1,17 @@
+"""Per-token losses in nats, unreduced: corrupt, run your model, then call one of these."""
+
+from mdm_jax.losses.autoregressive import autoregressive, scored_by_next_token
+from mdm_jax.losses.elbo import constant_terms, elbo
+from mdm_jax.losses.masked import masked_cross_entropy, masked_elbo, negative_log_likelihood
+from mdm_jax.losses.uniform import uniform_elbo
+
+__all__ = [
+    "autoregressive",
+    "constant_terms",
+    "elbo",
+    "masked_cross_entropy",
+    "masked_elbo",
+    "negative_log_likelihood",
+    "scored_by_next_token",
+    "uniform_elbo",
+]

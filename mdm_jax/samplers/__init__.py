@@ -1,0 +1,7 @@
+"""Samplers: how tokens are drawn from a model's logits, step by step."""
+
+from mdm_jax.samplers.ancestral import ancestral
+from mdm_jax.samplers.base import Sampler
+from mdm_jax.samplers.first_hitting import first_hitting, hitting_times
+
+__all__ = ["Sampler", "ancestral", "first_hitting", "hitting_times"]

@@ -1,0 +1,31 @@
+"""The sampler contract: logits in, tokens out; a sampler never calls the model."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mdm_jax.arrays import Tokens
+
+State = Any
+
+
+class Sampler(NamedTuple):
+    """One reverse step, shaped like an optax transformation.
+
+    Attributes:
+        init: ``tokens -> state``; only what must be carried from step to step.
+        step: ``(key, logits, tokens, state, t, s, **extra) -> (tokens, state)``; moves x_t to
+            x_s. `t` and `s` are float32 scalars, or float32[*B] for rows with clocks of their own.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, mdm_jax as mdm
+        >>> sampler = mdm.ancestral(mdm.Masked(vocab_size=5, schedule=mdm.Linear()))
+        >>> x = jnp.full((2, 3), 5)
+        >>> x, _ = sampler.step(
+        ...     jax.random.key(0), jnp.zeros((2, 3, 5)), x, sampler.init(x), 1.0, 0.0
+        ... )
+        >>> bool((x < 5).all())
+        True
+    """
+
+    init: Callable[[Tokens], State]
+    step: Callable[..., tuple[Tokens, State]]
