@@ -21,6 +21,9 @@ class Packed:
         bytes: Bytes of text behind the real tokens; ends of documents count as tokens but not as
             bytes, so bits per byte charge a model for them.
 
+    Raises:
+        ValueError: If the two arrays do not have the same shape [N, L], or it is empty.
+
     Examples:
         >>> packed = Packed(np.zeros((3, 4), np.int32), np.ones((3, 4), bool), bytes=11)
         >>> packed
@@ -32,9 +35,10 @@ class Packed:
     bytes: int
 
     def __post_init__(self):
-        if self.tokens.ndim != 2 or self.tokens.shape != self.where.shape:
+        shape = self.tokens.shape
+        if len(shape) != 2 or 0 in shape or shape != self.where.shape:
             raise ValueError(
-                "tokens and where must have the same shape [N, L], got "
+                "tokens and where must have the same shape [N, L], with N and L above 0, got "
                 f"{self.tokens.shape} and {self.where.shape}"
             )
 
