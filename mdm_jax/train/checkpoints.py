@@ -1,0 +1,333 @@
+"""Checkpoints: the whole train state with its config, and parameters alone for others to use.
+
+Everything the library knows about Orbax is in this file. A checkpoint is written under a temporary
+name and renamed when complete, so a run killed at any moment leaves only whole checkpoints; one
+that is damaged later is set aside, loudly, and the one before it is used.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from mdm_jax.train.state import Params, TrainState
+
+logger = logging.getLogger(__name__)
+
+Config = Mapping[str, Any]  # nested, JSON-serializable
+
+# Fields a resumed run may change: they alter how the run is carried out, not what it computes.
+# (A decaying learning rate takes the new `train.steps` from the resumed step on.)
+FREE_FIELDS = (
+    "train.accumulate",
+    "train.checkpoint_every",
+    "train.eval_every",
+    "train.log_every",
+    "model.remat",
+    "checkpoint.",
+    "evaluation.",
+    "mesh.",
+)
+
+
+class ConfigMismatchError(ValueError):
+    """A checkpoint belongs to a run with another config."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one directory.
+
+    Args:
+        directory: created if missing.
+        keep: how many of the newest checkpoints to keep.
+        keep_every: keep for good those whose step is a multiple of this; 0 keeps none for good.
+        asynchronous: write in the background. The state is copied before `save` returns, so it may
+            be donated right after.
+
+    Raises:
+        OSError: if the directory cannot be created or written to.
+
+    Examples:
+        >>> import tempfile, jax.numpy as jnp
+        >>> state = TrainState(jnp.int32(3), {"w": jnp.ones(2)}, (), None)
+        >>> with Checkpoints(tempfile.mkdtemp()) as checkpoints:
+        ...     checkpoints.save(3, state, {"seed": 0})
+        ...     checkpoints.wait()
+        ...     restored, step = checkpoints.restore(state, {"seed": 0})
+        >>> step, restored.params["w"].tolist()
+        (3, [1.0, 1.0])
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 3,
+        keep_every: int = 0,
+        asynchronous: bool = True,
+    ):
+        if keep < 1 or keep_every < 0:
+            raise ValueError(
+                f"expected checkpoint.keep >= 1 and checkpoint.keep_every >= 0, got {keep} and "
+                f"{keep_every}"
+            )
+        self.directory = Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            keep_period=keep_every or None,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=asynchronous,
+        )
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"cannot write checkpoints to {self.directory}: {error.strerror or error}. "
+                "Choose a --workdir on a disk you may write to",
+            ) from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except OSError:
+            if error is None:  # else the first error is the one to report
+                raise
+            logger.exception("while closing the checkpoints after another error")
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the newest checkpoint, damaged or not; None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, config: Config) -> None:
+        """Writes the state and the config, unless `step` is already there.
+
+        Args:
+            step: steps taken; names the checkpoint.
+            state: arrays of any sharding.
+            config: what `restore` will compare.
+
+        Raises:
+            OSError: if this or the previous write failed, for instance on a full disk.
+        """
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(_plain(config))
+        )
+        with _WriteErrors(self):
+            self._manager.save(step, args=items, force=True)
+
+    def wait(self) -> None:
+        """Waits for writes in the background; raises OSError if one failed."""
+        with _WriteErrors(self):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for writes and frees the threads; raises OSError if a write failed."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the cluster is about to stop this job; the same answer on every process."""
+        return self._manager.reached_preemption(step)
+
+    def restore(self, abstract_state: TrainState, config: Config) -> tuple[TrainState, int] | None:
+        """Reads the newest checkpoint that can be read whole.
+
+        Args:
+            abstract_state: a `TrainState` of arrays or `jax.ShapeDtypeStruct` with shardings. The
+                arrays are laid out as it says, whatever mesh wrote them.
+            config: must agree with the saved one, see `check_config`.
+
+        Returns:
+            The state and its step, or None if the directory holds no checkpoint.
+
+        Raises:
+            ConfigMismatchError: if the checkpoint was written by another config.
+            OSError: if there are checkpoints, but none can be read. They are left as they are:
+                starting over would overwrite them.
+        """
+        damaged: dict[int, Exception] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                check_config(self._read(step, config=ocp.args.JsonRestore()), config)
+                state = self._read(step, state=ocp.args.StandardRestore(abstract_state))
+            except ConfigMismatchError:
+                raise
+            except Exception as error:  # whatever a damaged file makes its reader raise
+                logger.warning(
+                    "checkpoint %d in %s cannot be read (%s): trying the one before it",
+                    *(step, self.directory, _first_line(error)),
+                )
+                damaged[step] = error
+                continue
+            self._set_aside(damaged)
+            return state, step
+        if damaged:
+            reasons = "; ".join(f"step {s}: {_first_line(e)}" for s, e in damaged.items())
+            raise OSError(f"no checkpoint in {self.directory} can be read. {reasons}")
+        return None
+
+    def _read(self, step: int, **item: ocp.args.CheckpointArgs) -> Any:
+        """Reads one named item of a checkpoint."""
+        (name,) = item
+        return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+
+    def _set_aside(self, damaged: Mapping[int, Exception]) -> None:
+        """Renames damaged checkpoints, so that the run can write those steps again."""
+        for step in damaged:
+            path, aside = self.directory / str(step), self.directory / f"damaged-{step}"
+            if jax.process_index() == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+            logger.warning("damaged checkpoint %d is now %s; delete it when you like", step, aside)
+        if damaged:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+            self._manager.reload()
+
+
+class _WriteErrors:
+    """Turns whatever a failed write raises into an OSError that says what to do."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, Exception):
+            return
+        directory = self.checkpoints.directory
+        steps = self.checkpoints._manager.all_steps(read=True)
+        free = shutil.disk_usage(directory).free / 2**20
+        raise OSError(
+            getattr(error, "errno", None),
+            f"could not write a checkpoint to {directory} ({free:.0f} MiB free): "
+            f"{_first_line(error)}. Whole checkpoints there: {sorted(steps) or 'none'}. Free space "
+            "or choose another disk, then run the same command to resume",
+        ) from error
+
+
+def check_config(saved: Config, current: Config) -> None:
+    """Checks that a checkpoint's config may be continued with the current one.
+
+    Free to change: the mesh, micro-batches and rematerialization (the same sums in another order),
+    cadences, evaluation, retention, and `train.steps` if it grows.
+
+    Args:
+        saved: the checkpoint's config.
+        current: the run's config.
+
+    Raises:
+        ConfigMismatchError: a ValueError, naming every other field that differs.
+
+    Examples:
+        >>> check_config({"seed": 0, "mesh": {"data": 8}}, {"seed": 0, "mesh": {"data": 1}})
+        >>> check_config({"seed": 0}, {"seed": 1})
+        Traceback (most recent call last):
+            ...
+        mdm_jax.train.checkpoints.ConfigMismatchError: ... another config: seed is 1, was 0. ...
+    """
+    old, new = _flat(_plain(saved)), _flat(_plain(current))
+    differing = []
+    for name in sorted(old.keys() | new.keys()):
+        before, now = old.get(name, "absent"), new.get(name, "absent")
+        longer = name == "train.steps" and before != "absent" != now and now >= before
+        if before != now and not longer and not name.startswith(FREE_FIELDS):
+            differing.append(f"{name} is {now!r}, was {before!r}")
+    if differing:
+        raise ConfigMismatchError(
+            f"the checkpoint was written with another config: {', '.join(differing)}. Restore the "
+            "old values to resume it, or choose another --workdir to start a new run"
+        )
+
+
+def save_params(path: str | Path, params: Params, config: Config) -> None:
+    """Writes parameters alone, with the config that says what they are parameters of.
+
+    Args:
+        path: a directory that does not exist yet.
+        params: pytree of arrays; for sampling, usually ``state.eval_params``.
+        config: JSON-serializable.
+
+    Raises:
+        ValueError: if `path` exists.
+
+    Examples:
+        >>> import tempfile, jax.numpy as jnp
+        >>> path = tempfile.mkdtemp() + "/params"
+        >>> save_params(path, {"w": jnp.arange(2.0)}, {"size": "tiny"})
+        >>> load_params(path)
+        ({'w': Array([0., 1.], dtype=float32)}, {'size': 'tiny'})
+    """
+    path = Path(path).absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path / "params", params)
+    if jax.process_index() == 0:
+        (path / "config.json").write_text(json.dumps(_plain(config), indent=2) + "\n")
+
+
+def load_params(path: str | Path) -> tuple[Params, dict[str, Any]]:
+    """Reads what `save_params` wrote, onto the default device, whatever mesh wrote it.
+
+    Args:
+        path: the directory given to `save_params`.
+
+    Returns:
+        (params, config). `params` is a pytree of dicts.
+
+    Raises:
+        FileNotFoundError: if there is no such directory.
+    """
+    path = Path(path).absolute()
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"no parameters at {path}: expected what save_params writes")
+    config = json.loads((path / "config.json").read_text())
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+            checkpointer.metadata(path / "params").item_metadata.tree,
+        )
+        return checkpointer.restore(path / "params", abstract), config
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """The config as JSON gives it back: tuples are lists, numbers are Python's."""
+    return json.loads(json.dumps(dict(config)))
+
+
+def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _first_line(error: BaseException) -> str:
+    """One line of an error's text, without the dumps some readers add."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"

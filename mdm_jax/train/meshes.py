@@ -1,0 +1,159 @@
+"""Where arrays live: the mesh, and path rules that shard a train state over it.
+
+This is the only file that decides sharding. Rows of a batch are spread over the axes "data" and
+"fsdp"; parameters, their moments and their average are spread over "fsdp" and "tensor" by rules on
+their paths. The compiler inserts the collectives.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BATCH_AXES = ("data", "fsdp")
+Rules: TypeAlias = Sequence[tuple[str, P]]
+
+
+def make_mesh(
+    axes: Mapping[str, int] | None = None, *, axis_type: AxisType = AxisType.Auto
+) -> Mesh:
+    """Returns a mesh over all devices, with Auto axes unless asked otherwise.
+
+    Args:
+        axes: size by axis name, of which one may be -1: whatever is left. None is
+            ``{"data": -1, "fsdp": 1, "tensor": 1}``.
+        axis_type: how the compiler treats the axes. (`jax.make_mesh` on its own makes Explicit
+            axes.)
+
+    Raises:
+        ValueError: if the sizes do not multiply to the number of devices.
+
+    Examples:
+        >>> mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+        >>> mesh.axis_names, mesh.size == jax.device_count()
+        (('data', 'fsdp', 'tensor'), True)
+    """
+    sizes = dict(axes or {"data": -1, "fsdp": 1, "tensor": 1})
+    devices = jax.device_count()
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    valid = len(free) <= 1 and all(size >= 1 or size == -1 for size in sizes.values())
+    if not valid or devices % fixed or (not free and fixed != devices):
+        raise ValueError(
+            f"mesh axes {sizes} do not fit {devices} device(s): the sizes must multiply to the "
+            "number of devices, and one of them may be -1 (whatever is left)"
+        )
+    for name in free:
+        sizes[name] = devices // fixed
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(axis_type,) * len(sizes))
+
+
+def partition_spec(path: str, rules: Rules) -> P:
+    """Returns the spec of the first rule whose pattern occurs in `path`; no match is replicated.
+
+    Args:
+        path: the names on the way to the array, joined by "/".
+        rules: (regular expression, spec) pairs.
+
+    Examples:
+        >>> rules = [(r"head/kernel$", P("fsdp", None))]
+        >>> partition_spec("params/head/kernel", rules) == P("fsdp", None)
+        True
+        >>> partition_spec("params/head/bias", rules) == P()
+        True
+    """
+    for pattern, spec in rules:
+        if re.search(pattern, path):
+            return spec
+    return P()
+
+
+def state_shardings(abstract_state: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Returns a pytree of `NamedSharding`, one per array of the state.
+
+    The rules see the whole path ("params/blocks/...", "opt_state/0/mu/blocks/..."), so one rule
+    shards a parameter, its moments and its average alike.
+
+    Args:
+        abstract_state: pytree of arrays or `jax.ShapeDtypeStruct`.
+        mesh: from `make_mesh`.
+        rules: see `partition_spec`.
+
+    Raises:
+        ValueError: if a spec has more axes than its array, or a dimension does not divide over
+            its mesh axes. The message names the array.
+
+    Examples:
+        >>> mesh = make_mesh()
+        >>> state = {"head": {"kernel": jax.ShapeDtypeStruct((8, 5), np.float32)}}
+        >>> rules = [("kernel", P("fsdp", None))]
+        >>> state_shardings(state, mesh, rules)["head"]["kernel"].spec == P("fsdp", None)
+        True
+    """
+
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = [_present(entry, mesh) for entry in partition_spec(name, rules)]
+        if len(spec) > len(leaf.shape):
+            raise ValueError(f"{name} has shape {leaf.shape}: too few dimensions for {P(*spec)}")
+        for size, axes in zip(leaf.shape, spec, strict=False):
+            ways = math.prod(mesh.shape[axis] for axis in axes)
+            if size % ways:
+                raise ValueError(
+                    f"{name} has shape {leaf.shape}, of which {size} does not divide over the "
+                    f"{ways} devices of mesh axes {axes}: change the mesh or the rule"
+                )
+        return NamedSharding(mesh, P(*(axes or None for axes in spec)))
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def _present(entry: str | tuple[str, ...] | None, mesh: Mesh) -> tuple[str, ...]:
+    """The mesh axes of one entry of a spec; axes the mesh does not have are left out."""
+    axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return tuple(axis for axis in axes if axis in mesh.shape)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: rows over "data" and "fsdp", whichever the mesh has.
+
+    Examples:
+        >>> batch_sharding(make_mesh()).spec == P(("data", "fsdp"))
+        True
+    """
+    return NamedSharding(mesh, P(_present(BATCH_AXES, mesh)))
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Returns over how many slices of the mesh the rows of a batch are spread.
+
+    Examples:
+        >>> batch_ways(make_mesh()) == jax.device_count()
+        True
+    """
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+
+
+def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Joins each process's rows of a batch into global arrays, sharded by `batch_sharding`.
+
+    Args:
+        batch: this process's rows, [B / processes, ...] each.
+        mesh: from `make_mesh`.
+
+    Raises:
+        ValueError: from JAX, if the rows do not divide; check before with `step.check_batch`.
+
+    Examples:
+        >>> to_global({"tokens": np.zeros((8, 3), np.int32)}, make_mesh())["tokens"].shape
+        (8, 3)
+    """
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }
