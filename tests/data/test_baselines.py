@@ -38,6 +38,15 @@ def test_a_models_cost_is_never_below_the_entropy_of_the_text():
     )
 
 
+def test_bigrams_predict_forward():
+    """After b always comes a; after a, each of b, c and d a third of the time."""
+    text = b"abacad" * 1000
+    assert data.bigram_cross_entropy(text, b"ba") == pytest.approx(0, abs=0.01)
+    assert data.bigram_cross_entropy(text, b"ab") == pytest.approx(np.log2(3), abs=0.01)
+    assert data.bigram_conditional_entropy(b"abac") == pytest.approx(2 / 3)  # a: b or c; b: a
+    assert data.bigram_conditional_entropy(b"baca") == pytest.approx(0)
+
+
 def test_a_byte_never_seen_costs_finitely_many_bits():
     assert 10 < data.unigram_cross_entropy(b"a" * 100, b"b") < 20
     assert 5 < data.bigram_cross_entropy(b"a" * 100, b"ab") < 20
