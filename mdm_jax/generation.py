@@ -1,4 +1,4 @@
-"""The loops that alternate a denoiser and a sampler: `generate` for tokens, `trajectory` to watch."""
+"""The loops that alternate denoiser and sampler: `generate` for tokens, `trajectory` to watch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

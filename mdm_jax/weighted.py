@@ -31,7 +31,7 @@ class WeightedSum(NamedTuple):
     weight: Scalar
 
     def __add__(self, other: "WeightedSum") -> "WeightedSum":  # type: ignore[override]
-        """Merges two sums. (Tuple concatenation would be a silent error here.)"""
+        """Merges two sums (a tuple would concatenate, silently)."""
         return WeightedSum(self.total + other.total, self.weight + other.weight)
 
     def mean(self) -> Scalar:

@@ -1,0 +1,244 @@
+"""One property suite over every sampler, and the loops that run them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mdm_jax as mdm
+
+V, L, B = 9, 12, 5
+MASKED = mdm.Masked(V, mdm.LogLinear())
+BERT_LIKE = mdm.Masked(V, mdm.Cosine(), mask_id=3)
+MEMBERS = {
+    "ancestral-masked": (MASKED, mdm.ancestral(MASKED), 6),
+    "ancestral-mask-id-inside": (BERT_LIKE, mdm.ancestral(BERT_LIKE), 6),
+    "ancestral-geometric": (
+        p := mdm.Masked(V, mdm.Geometric(1e-3, 20.0)),
+        mdm.ancestral(p),
+        6,
+    ),
+    "ancestral-uniform": (u := mdm.Uniform(V, mdm.LogLinear()), mdm.ancestral(u), 6),
+    "first_hitting": (MASKED, mdm.first_hitting(MASKED), L),
+    "first_hitting-by-3": (MASKED, mdm.first_hitting(MASKED, per_step=3), L // 3),
+    "first_hitting-too-few-steps": (MASKED, mdm.first_hitting(MASKED), 4),
+}
+every_member = pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS.keys())
+
+
+def model(tokens, t):
+    """Logits that depend on the whole row, are wider than the ids, and favor the mask id."""
+    context = jnp.sum(jnp.sin(tokens.astype(jnp.float32)), axis=-1)
+    ids = jnp.arange(V + 4, dtype=jnp.float32)
+    position = jnp.arange(tokens.shape[-1], dtype=jnp.float32)
+    phase = (
+        context[..., None, None] + position[:, None] * ids[None]
+        if tokens.ndim == 1
+        else (context[:, None, None] + (position[:, None] * ids[None])[None])
+    )
+    return 3.0 * jnp.sin(phase) + 0.5 * jnp.minimum(ids, V + 1.0).reshape(
+        (1,) * tokens.ndim + (-1,)
+    )
+
+
+def run(member, key, *, keep=None, stop=None, tokens=None, denoiser=None):
+    process, sampler, steps = member
+    start = process.prior(key, jnp.zeros((B, L), jnp.int32)) if tokens is None else tokens
+    return mdm.generate(
+        key,
+        denoiser or mdm.denoiser(model),
+        sampler,
+        start,
+        mdm.time_grid(steps),
+        keep=keep,
+        stop=stop,
+    )
+
+
+@every_member
+def test_result_is_clean_and_keep_never_changes(member):
+    process = member[0]
+    keep = jnp.arange(L).reshape(1, L) % 4 == jnp.arange(B).reshape(B, 1) % 3
+    prompt = jnp.where(keep, 7, process.prior(jax.random.key(1), jnp.zeros((B, L), jnp.int32)))
+    out = run(member, jax.random.key(0), keep=keep, tokens=prompt)
+    assert out.tokens.dtype == jnp.int32
+    assert bool(jnp.all(jnp.where(keep, out.tokens == 7, True)))
+    assert bool(jnp.all((out.tokens >= 0) & (out.tokens < V)))
+    if isinstance(process, mdm.Masked):
+        assert not bool(jnp.any(process.is_masked(out.tokens)))
+    assert int(out.calls) == member[2]
+
+
+@every_member
+def test_jit_changes_nothing_and_trajectory_is_the_same_walk(member):
+    process, sampler, steps = member
+    key = jax.random.key(2)
+    out = run(member, key)
+    jitted = jax.jit(lambda k: run(member, k).tokens)(key)
+    np.testing.assert_array_equal(out.tokens, jitted)
+    start = process.prior(key, jnp.zeros((B, L), jnp.int32))
+    path = mdm.trajectory(key, mdm.denoiser(model), sampler, start, mdm.time_grid(steps))
+    assert path.shape == (steps, B, L)
+    np.testing.assert_array_equal(path[-1], out.tokens)
+
+
+@every_member
+def test_a_row_without_batch_axes_runs_under_vmap(member):
+    process, sampler, steps = member
+    keys = jax.random.split(jax.random.key(3), B)
+
+    def one(key):
+        start = process.prior(key, jnp.zeros((L,), jnp.int32))
+        return mdm.generate(key, mdm.denoiser(model), sampler, start, mdm.time_grid(steps)).tokens
+
+    batched = jax.vmap(one)(keys)
+    np.testing.assert_array_equal(batched[1], one(keys[1]))
+
+
+@every_member
+def test_early_stop_changes_nothing_but_the_calls(member):
+    process = member[0]
+    if not isinstance(process, mdm.Masked):
+        with pytest.raises(TypeError, match="Masked process"):
+            mdm.all_decided(process)
+        return
+    canvas = jnp.full((B, L), process.mask_id).at[:, 3:].set(1)
+    key = jax.random.key(4)
+    full = run(member, key, tokens=canvas)
+    stopped = run(member, key, tokens=canvas, stop=mdm.all_decided(process))
+    np.testing.assert_array_equal(full.tokens, stopped.tokens)
+    assert int(stopped.calls) <= int(full.calls)
+    if "hitting" in str(member[1].step) and member[2] == L:
+        assert int(stopped.calls) == 3
+
+
+def test_reported_calls_are_counted_calls():
+    calls = []
+
+    def counting(tokens, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return model(tokens, t)
+
+    member = MEMBERS["first_hitting"]
+    guided = mdm.guided(mdm.denoiser(counting), mdm.denoiser(counting), 0.5)
+    out = run(member, jax.random.key(0), denoiser=guided, stop=mdm.all_decided(MASKED))
+    jax.effects_barrier()
+    assert int(out.calls) == len(calls) == 2 * L
+
+
+def test_finished_rows_freeze_while_others_go_on():
+    stop = mdm.eos_decided(MASKED, eos_id=0)
+    canvas = jnp.full((2, L), MASKED.mask_id).at[0, 0].set(0)
+    out = run(MEMBERS["first_hitting"], jax.random.key(0), tokens=canvas, stop=stop)
+    assert bool(jnp.all(out.tokens[0, 1:] == MASKED.mask_id))
+    assert bool(stop(out.tokens).all())
+
+
+def test_carry_flows_through_apply_and_commit():
+    lifted = mdm.denoiser(model)
+    counting = mdm.Denoiser(
+        init=lambda tokens: jnp.int32(0),
+        apply=lambda tokens, t, carry: (lifted.apply(tokens, t, ())[0], carry + 1),
+        commit=lambda tokens, carry: carry + 100,
+    )
+    out = run(MEMBERS["ancestral-masked"], jax.random.key(0), denoiser=counting)
+    assert int(out.carry) == 106
+
+
+def test_wrappers_compose_in_the_written_order():
+    logits = jnp.log(jnp.array([0.6, 0.25, 0.1, 0.05]))
+    base = mdm.denoiser(lambda tokens, t: jnp.broadcast_to(logits, (*tokens.shape, 4)))
+    tokens, t = jnp.zeros((2,), jnp.int32), jnp.float32(1.0)
+
+    def kept(denoiser):
+        return jnp.isfinite(denoiser.apply(tokens, t, ())[0][0]).tolist()
+
+    assert kept(mdm.nucleus(base, 0.7)) == [True, True, False, False]
+    # Flattening first admits a third id; truncating first does not.
+    assert kept(mdm.nucleus(mdm.tempered(base, 4.0), 0.7)) == [True, True, True, False]
+    assert kept(mdm.tempered(mdm.nucleus(base, 0.7), 4.0)) == [True, True, False, False]
+    assert kept(mdm.nucleus(mdm.forbid(base, [0]), 0.6)) == [False, True, False, False]
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 1.0])
+def test_nucleus_keeps_what_a_sort_keeps(p):
+    logits = jax.random.normal(jax.random.key(0), (64, 300)) * 3
+    base = mdm.denoiser(lambda tokens, t: logits)
+    kept = jnp.isfinite(mdm.nucleus(base, p).apply(jnp.zeros((64,), jnp.int32), 1.0, ())[0])
+    probs = np.asarray(jax.nn.softmax(logits), np.float64)
+    for row, mask in zip(probs, np.asarray(kept), strict=True):
+        order = np.argsort(-row)
+        crossing = np.searchsorted(np.cumsum(row[order]), p * (1 - 1e-6)) + 1
+        assert mask[order[:crossing]].all()
+        assert p == 1.0 or mask.sum() == crossing
+
+
+BAD = {
+    "no step": (lambda: mdm.time_grid(0), ValueError, "at least one step"),
+    "temperature": (lambda: mdm.tempered(mdm.denoiser(model), 0.0), ValueError, "temperature=0.0"),
+    "nucleus": (lambda: mdm.nucleus(mdm.denoiser(model), 1.5), ValueError, r"p=1.5.*\(0, 1\]"),
+    "forbid nothing": (lambda: mdm.forbid(mdm.denoiser(model), []), ValueError, "at least one id"),
+    "forbid too far": (
+        lambda: run(
+            MEMBERS["ancestral-masked"],
+            jax.random.key(0),
+            denoiser=mdm.forbid(mdm.denoiser(model), [99]),
+        ),
+        ValueError,
+        "forbid id 99",
+    ),
+    "not a model": (lambda: mdm.denoiser(3), TypeError, "expected a function"),
+    "not a process": (lambda: mdm.ancestral("masked"), TypeError, "expected a Masked"),
+    "hitting uniform": (
+        lambda: mdm.first_hitting(mdm.Uniform(4, mdm.Linear())),
+        TypeError,
+        "use ancestral",
+    ),
+    "per_step": (lambda: mdm.first_hitting(MASKED, per_step=0), ValueError, "per_step=0"),
+    "eos": (lambda: mdm.eos_decided(MASKED, 99), ValueError, "eos_id=99"),
+    "keep shape": (
+        lambda: run(MEMBERS["ancestral-masked"], jax.random.key(0), keep=jnp.ones((L,), bool)),
+        ValueError,
+        "expected bool",
+    ),
+    "increasing times": (
+        lambda: mdm.generate(
+            jax.random.key(0),
+            mdm.denoiser(model),
+            mdm.ancestral(MASKED),
+            jnp.full((1, L), V),
+            jnp.array([0.0, 1.0]),
+        ),
+        ValueError,
+        "never increase",
+    ),
+    "one time": (
+        lambda: mdm.generate(
+            jax.random.key(0),
+            mdm.denoiser(model),
+            mdm.ancestral(MASKED),
+            jnp.full((1, L), V),
+            jnp.array([1.0]),
+        ),
+        ValueError,
+        "T at least 1",
+    ),
+    "float tokens": (
+        lambda: mdm.generate(
+            jax.random.key(0),
+            mdm.denoiser(model),
+            mdm.ancestral(MASKED),
+            jnp.zeros((1, L)),
+            mdm.time_grid(2),
+        ),
+        TypeError,
+        "float32: expected integers",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_named(case):
+    call, error, message = case
+    with pytest.raises(error, match=message):
+        call()
