@@ -18,6 +18,19 @@ from jax.sharding import PartitionSpec as P
 BATCH_AXES = ("data", "fsdp")
 Rules: TypeAlias = Sequence[tuple[str, P]]
 
+# `mdm_jax.models.dit.DiT`, whose blocks are stacked along axis 0. Widths are sharded and the
+# vocabulary is not, so that any number of ids works on any mesh.
+DIT_RULES: Rules = (
+    (r"embedding$", P(None, "fsdp")),
+    (r"blocks/qkv/kernel$", P(None, "fsdp", None, "tensor", None)),
+    (r"blocks/attention_out/kernel$", P(None, "tensor", None, "fsdp")),
+    (r"blocks/mlp_in/kernel$", P(None, "fsdp", "tensor")),
+    (r"blocks/mlp_in/bias$", P(None, "tensor")),
+    (r"blocks/mlp_out/kernel$", P(None, "tensor", "fsdp")),
+    (r"blocks/modulation/kernel$", P(None, None, "fsdp")),
+    (r"head/logits/kernel$", P("fsdp", None)),
+)
+
 
 def make_mesh(
     axes: Mapping[str, int] | None = None, *, axis_type: AxisType = AxisType.Auto
