@@ -49,8 +49,8 @@ def unmasked_share(draw_step):
 def test_unmask_rate_is_exact_at_many_steps_and_a_naive_joint_draw_fails():
     """[p / T, 1 - 1 / T] drawn jointly in float32 lifts hardly any mask; the library's step does.
 
-    Expected count 40 with standard deviation 6.2; the naive draw is off by over 5 of them. Two-sided
-    five-sigma bounds fail by chance once in a million seeds; the seed is fixed.
+    Expected count 40 with standard deviation 6.2; the naive draw is off by over 5 of them.
+    Two-sided five-sigma bounds fail by chance once in a million seeds; the seed is fixed.
     """
     process = mdm.Masked(VOCAB, mdm.Linear())
     logits = jnp.zeros((ROWS, 1, VOCAB))
