@@ -31,6 +31,7 @@ FREE_FIELDS = (
     "train.eval_every",
     "train.log_every",
     "model.remat",
+    "model.unroll",
     "checkpoint.",
     "evaluation.",
     "mesh.",
@@ -262,16 +263,19 @@ def check_config(saved: Config, current: Config) -> None:
         )
 
 
-def save_params(path: str | Path, params: Params, config: Config) -> None:
+def save_params(
+    path: str | Path, params: Params, config: Config, *, overwrite: bool = False
+) -> None:
     """Writes parameters alone, with the config that says what they are parameters of.
 
     Args:
-        path: a directory that does not exist yet.
+        path: a directory.
         params: pytree of arrays; for sampling, usually ``state.eval_params``.
         config: JSON-serializable.
+        overwrite: whether to replace parameters that are already there.
 
     Raises:
-        ValueError: if `path` exists.
+        ValueError: if there are parameters at `path` and `overwrite` is False.
 
     Examples:
         >>> import tempfile, jax.numpy as jnp
@@ -282,7 +286,7 @@ def save_params(path: str | Path, params: Params, config: Config) -> None:
     """
     path = Path(path).absolute()
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path / "params", params)
+        checkpointer.save(path / "params", params, force=overwrite)
     if jax.process_index() == 0:
         (path / "config.json").write_text(json.dumps(_plain(config), indent=2) + "\n")
 

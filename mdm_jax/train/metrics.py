@@ -1,13 +1,21 @@
-"""Records of a run: one JSON object per line, always, and TensorBoard where it is installed."""
+"""Records of a run: one JSON object per line always, and TensorBoard where it is installed."""
 
 import json
+import logging
 import math
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 
 import jax
+import numpy as np
+import optax
 from tqdm.auto import tqdm
+
+from mdm_jax.train.step import Metrics
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -113,3 +121,82 @@ def progress_bar(start: int, steps: int) -> tqdm:
     # `disable=None` asks whether the output is a terminal; other processes stay silent.
     disable = None if jax.process_index() == 0 else True
     return tqdm(total=steps, initial=start, unit="step", disable=disable, dynamic_ncols=True)
+
+
+class DivergedError(ArithmeticError):
+    """The loss or the gradient of a step is not finite. Nothing was saved after that step."""
+
+
+class Reporter:
+    """Reads the metrics of a step while the next one runs, checks them and writes them down.
+
+    Args:
+        writer: takes a record every `every` steps, and of the first one.
+        learning_rate: schedule to report.
+        start: steps taken before.
+        steps: steps of the whole run.
+        every: steps between records.
+    """
+
+    def __init__(
+        self,
+        writer: MetricsWriter,
+        learning_rate: optax.Schedule,
+        *,
+        start: int,
+        steps: int,
+        every: int,
+    ):
+        self._writer = writer
+        self._learning_rate = learning_rate
+        self._every = every
+        self._bar = progress_bar(start, steps)
+        self._pending: tuple[int, Metrics] | None = None
+        self._tokens, self._since = 0.0, time.monotonic()
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def submit(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of a step just dispatched, and reports those of the step before."""
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Waits for the metrics submitted last and reports them.
+
+        Raises:
+            DivergedError: if the loss or the gradient norm is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        metrics = jax.device_get(metrics)
+        loss, norm = float(metrics["loss"].mean()), float(metrics["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._writer.write(step + 1, loss=loss, grad_norm=norm)
+            raise DivergedError(
+                f"step {step}: the loss is {loss} and the gradient norm is {norm}. The checkpoints "
+                "are from before it. Lower optimizer.learning_rate or optimizer.clip, warm up "
+                "longer, or look at the batch of this step"
+            )
+        self._tokens += float(metrics["loss"].weight)
+        self._bar.update(1)
+        if (step + 1) % self._every and step > 0:
+            return
+        now = time.monotonic()
+        rate = self._tokens / max(now - self._since, 1e-9)
+        self._tokens, self._since = 0.0, now
+        self._bar.set_postfix(loss=f"{loss:.4f}", tokens_per_second=f"{rate:,.0f}")
+        self._writer.write(
+            step + 1,
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=np.asarray(self._learning_rate(step)).item(),
+            tokens_per_second=rate,
+        )
+        if self._bar.disable:
+            logger.info("step %d: loss %.4f, %.0f tokens/s", step + 1, loss, rate)

@@ -1,9 +1,9 @@
 """Learning-rate schedules and the optimizer: AdamW behind a clip of the global gradient norm.
 
-Both are built from the ``optimizer`` section of a config (any object with those attributes).
+Both are built from the ``optimizer`` section of a config, which is any mapping.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ DECAYS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def learning_rate(config: Any, steps: int) -> optax.Schedule:
+def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
     """Returns ``schedule(step) -> learning rate``, step counted from 0.
 
     With w warm-up steps and T steps in all::
@@ -40,17 +40,15 @@ def learning_rate(config: Any, steps: int) -> optax.Schedule:
             ``learning_rate``, or not 0 <= warmup < steps.
 
     Examples:
-        >>> from types import SimpleNamespace
-        >>> config = SimpleNamespace(
-        ...     schedule="cosine", learning_rate=1.0, min_learning_rate=0.0, warmup=2)
+        >>> config = dict(schedule="cosine", learning_rate=1.0, min_learning_rate=0.0, warmup=2)
         >>> schedule = learning_rate(config, steps=6)
         >>> [round(float(schedule(step)), 3) for step in range(7)]
         [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
     """
-    base, low, warmup = config.learning_rate, config.min_learning_rate, config.warmup
-    if config.schedule not in DECAYS:
+    base, low, warmup = (config[n] for n in ("learning_rate", "min_learning_rate", "warmup"))
+    if config["schedule"] not in DECAYS:
         raise ValueError(
-            f"unknown optimizer.schedule {config.schedule!r}: expected one of {sorted(DECAYS)}"
+            f"unknown optimizer.schedule {config['schedule']!r}: expected one of {sorted(DECAYS)}"
         )
     if not 0 <= low <= base:
         raise ValueError(
@@ -62,7 +60,7 @@ def learning_rate(config: Any, steps: int) -> optax.Schedule:
             f"optimizer.warmup={warmup} must be at least 0 and below the number of steps, {steps}: "
             "lower the warm-up or train for longer"
         )
-    decay = DECAYS[config.schedule]
+    decay = DECAYS[config["schedule"]]
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step).astype(float)
@@ -73,7 +71,7 @@ def learning_rate(config: Any, steps: int) -> optax.Schedule:
     return schedule
 
 
-def adamw(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+def adamw(config: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
     """Returns AdamW with decoupled decay on every parameter, after clipping the global norm.
 
     Norms, biases and embeddings decay too: that is what the published runs did.
@@ -87,8 +85,7 @@ def adamw(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation
         ValueError: if a number is outside its range.
 
     Examples:
-        >>> from types import SimpleNamespace
-        >>> config = SimpleNamespace(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip=1.0)
+        >>> config = dict(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip=1.0)
         >>> optimizer = adamw(config, lambda step: 0.5)
         >>> params = {"w": jnp.zeros(2)}
         >>> gradient = {"w": jnp.array([3.0, -4.0])}
@@ -97,18 +94,18 @@ def adamw(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation
         [-0.5, 0.5]
     """
     for name, upper in (("b1", 1.0), ("b2", 1.0), ("eps", 1.0), ("weight_decay", float("inf"))):
-        value = getattr(config, name)
+        value = config[name]
         if not 0 <= value < upper:
             raise ValueError(f"optimizer.{name} must lie in [0, {upper}), got {value}")
-    if config.clip < 0:
+    if config["clip"] < 0:
         raise ValueError(
-            f"optimizer.clip must be positive, or 0 for no clipping, got {config.clip}"
+            f"optimizer.clip must be positive, or 0 for no clipping, got {config['clip']}"
         )
     update = optax.adamw(
-        schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
+        schedule, **{name: config[name] for name in ("b1", "b2", "eps", "weight_decay")}
     )
-    if config.clip > 0:
-        update = optax.chain(optax.clip_by_global_norm(config.clip), update)
+    if config["clip"] > 0:
+        update = optax.chain(optax.clip_by_global_norm(config["clip"]), update)
     return optax.GradientTransformation(update.init, _standard_promotion(update.update))
 
 

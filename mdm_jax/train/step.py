@@ -81,7 +81,7 @@ def train_step(
         return total, WeightedSum(total, weight)
 
     gradient = jax.grad(loss, has_aux=True)
-    grads, summed = _accumulated(gradient, *start, (inputs, noised), accumulate)
+    grads, summed = _accumulated(gradient, start, (inputs, noised), accumulate)
     if axis_name is not None:
         grads, summed = jax.lax.psum((grads, summed), axis_name)
     scale = jnp.where(summed.weight > 0, 1 / jnp.maximum(summed.weight, 1e-30), 0.0)
@@ -105,14 +105,15 @@ def _prepare(
     if axis_name is None:
         return objective.prepare(key, tokens, where, step)
     rows = tokens.shape[0]
-    gathered = jax.lax.all_gather((tokens, where), axis_name, tiled=True)
-    prepared = objective.prepare(key, *gathered, step)
+    tokens, where = jax.lax.all_gather((tokens, where), axis_name, tiled=True)
+    prepared = objective.prepare(key, tokens, where, step)
     start = jax.lax.axis_index(axis_name) * rows
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), prepared)
 
 
-def _accumulated(gradient: Callable, params: Params, zeros: Any, prepared: Any, parts: int) -> Any:
+def _accumulated(gradient: Callable, start: Any, prepared: Any, parts: int) -> Any:
     """Sums ``gradient(params, inputs, noised, index)`` over the micro-batches of `prepared`."""
+    params, zeros = start
     if parts == 1:
         return gradient(params, *prepared, 0)
     inputs, noised = prepared

@@ -1,0 +1,70 @@
+"""A byte-level masked diffusion model of Python's own documentation, on a laptop CPU.
+
+    python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+The text ships with every Python, so nothing is downloaded. Kill it and run the same command again:
+it continues from the last checkpoint, to the same numbers.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the config; every field can be set on the command line (--config.seed=1)."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "model": {
+                "size": "tiny",
+                "width": 0,  # 0 here and below: as the size has it
+                "layers": 0,
+                "heads": 0,
+                "cond_dim": 0,
+                "dropout": 0.0,
+                "adaln": True,
+                "time_conditioning": False,
+                "causal": False,
+                "dtype": "float32",
+                "remat": "none",
+                "unroll": 1,
+            },
+            "objective": {"name": "mdlm", "weighting": "elbo"},
+            "schedule": {
+                "name": "log_linear",
+                "eps": 1e-3,
+                "power": 1.0,
+                "sigma_min": 1e-3,
+                "sigma_max": 10.0,
+            },
+            "data": {
+                "source": "python_documentation",
+                "path": "",
+                "tokenizer": "byte",
+                "length": 128,
+                "held_out": 0.05,
+            },
+            "train": {
+                "steps": 1000,
+                "batch_size": 32,
+                "accumulate": 1,
+                "log_every": 10,
+                "eval_every": 250,
+                "checkpoint_every": 250,
+            },
+            "optimizer": {
+                "learning_rate": 1e-3,
+                "schedule": "cosine",
+                "warmup": 100,
+                "min_learning_rate": 1e-5,
+                "b1": 0.9,
+                "b2": 0.95,
+                "eps": 1e-8,
+                "weight_decay": 0.1,
+                "clip": 1.0,
+            },
+            "ema": {"decay": 0.999, "warmup": True},
+            "evaluation": {"batch_size": 64, "max_windows": 512, "times": 1},
+            "checkpoint": {"keep": 3, "keep_every": 0},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        }
+    )

@@ -1,0 +1,232 @@
+"""Training, from a config and a directory to a trained state.
+
+Everything random or read is a function of (config, step), so a run that is killed and started again
+by the same command goes through the same states, bit for bit on the same devices.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from mdm_jax import data
+from mdm_jax.evaluation.bound import bits_per_byte, evaluate_bound
+from mdm_jax.models.configs import parameter_count
+from mdm_jax.train.checkpoints import Checkpoints, save_params
+from mdm_jax.train.experiment import Experiment, build
+from mdm_jax.train.interruption import Interrupted, StopRequest
+from mdm_jax.train.meshes import (
+    DIT_RULES,
+    batch_sharding,
+    batch_ways,
+    make_mesh,
+    state_shardings,
+    to_global,
+)
+from mdm_jax.train.metrics import MetricsWriter, Reporter
+from mdm_jax.train.state import TrainState
+from mdm_jax.train.step import check_batch, jit_train_step
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_SEED = 0  # the same noise for every run, so that runs compare
+
+
+class Result(NamedTuple):
+    """What a finished run gives back.
+
+    Attributes:
+        state: the final state.
+        metrics: the last evaluation, as in ``metrics.jsonl``.
+        experiment: what was trained.
+    """
+
+    state: TrainState
+    metrics: dict[str, float]
+    experiment: Experiment
+
+
+def train(
+    config: Mapping[str, Any],
+    workdir: str | Path,
+    *,
+    documents: data.Documents | None = None,
+) -> Result:
+    """Trains as the config says, continuing from the newest checkpoint in `workdir`, if any.
+
+    Writes ``checkpoints/``, ``metrics.jsonl`` (and ``tensorboard/``) and, when done, ``params/``:
+    the parameters to evaluate and sample with, for `load_params`.
+
+    Args:
+        config: a ConfigDict or nested mapping, see `fields.FIELDS`.
+        workdir: directory of the run.
+        documents: the text, if ``data.source`` is "in_memory".
+
+    Returns:
+        `Result`.
+
+    Raises:
+        ValueError: if the config does not make sense, does not fit the devices, or is not the
+            config of the checkpoints in `workdir`.
+        OSError: if `workdir` cannot be written to, or its disk is full.
+        DivergedError: if a step's loss or gradient is not finite.
+        Interrupted: on SIGTERM or SIGINT, after saving.
+    """
+    experiment = build(config, documents=documents)
+    settings, workdir = experiment.config["train"], Path(workdir)
+    mesh = make_mesh(experiment.config["mesh"])
+    _check_batches(experiment, mesh)
+    record = experiment.config | {"data_fingerprint": experiment.data_fingerprint()}
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", **experiment.config["checkpoint"])
+        )
+        shardings = _shardings(experiment, mesh)
+        state, start = _restore_or_create(experiment, checkpoints, shardings, record)
+        _announce(experiment, mesh, start, record)
+        writer = stack.enter_context(MetricsWriter(workdir, resume_step=start))
+        reporter = stack.enter_context(
+            Reporter(
+                writer,
+                experiment.learning_rate,
+                start=start,
+                steps=settings["steps"],
+                every=settings["log_every"],
+            )
+        )
+        request = stack.enter_context(StopRequest())
+        step_fn = _compiled_step(experiment, mesh, shardings)
+        batches = data.Batches(
+            experiment.train_data,
+            settings["batch_size"],
+            experiment.config["seed"],
+            jax.process_index(),
+            jax.process_count(),
+        )
+        evaluation = {}
+        for step in range(start, settings["steps"]):
+            state, metrics = step_fn(state, to_global(batches(step), mesh))
+            reporter.submit(step, metrics)
+            done = step + 1
+            last = done == settings["steps"]
+            preempted = request.signum is not None or checkpoints.reached_preemption(done)
+            if last or done % settings["eval_every"] == 0:
+                reporter.flush()
+                evaluation = _evaluate(experiment, state, mesh)
+                writer.write(done, **evaluation)
+            if last or preempted or done % settings["checkpoint_every"] == 0:
+                reporter.flush()  # raises before a state that went wrong is saved
+                checkpoints.save(done, state, record)
+            if preempted and not last:
+                checkpoints.wait()
+                raise Interrupted(request.signum or signal.SIGTERM, done)
+        checkpoints.wait()
+        save_params(workdir / "params", state.eval_params, experiment.config, overwrite=True)
+        return Result(state, evaluation or _evaluate(experiment, state, mesh), experiment)
+
+
+def _check_batches(experiment: Experiment, mesh: Mesh) -> None:
+    """Refuses batch sizes that do not divide, before anything is compiled or written."""
+    settings = experiment.config["train"]
+    ways = batch_ways(mesh)
+    check_batch(settings["batch_size"], accumulate=settings["accumulate"], devices=ways)
+    check_batch(experiment.config["evaluation"]["batch_size"], devices=ways)
+
+
+def _shardings(experiment: Experiment, mesh: Mesh) -> TrainState:
+    return state_shardings(jax.eval_shape(experiment.create_state), mesh, DIT_RULES)
+
+
+def _restore_or_create(
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    shardings: TrainState,
+    record: Mapping[str, Any],
+) -> tuple[TrainState, int]:
+    """The newest checkpoint, or a new state, which is saved at once: a bad disk shows now."""
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(experiment.create_state),
+        shardings,
+    )
+    restored = checkpoints.restore(abstract, record)
+    if restored is not None:
+        return restored
+    state = jax.jit(experiment.create_state, out_shardings=shardings)()
+    checkpoints.save(0, state, record)
+    checkpoints.wait()
+    return state, 0
+
+
+def _compiled_step(experiment: Experiment, mesh: Mesh, shardings: TrainState) -> Any:
+    config = experiment.config
+    return jit_train_step(
+        state_shardings=shardings,
+        batch_sharding=batch_sharding(mesh),
+        apply=experiment.apply,
+        objective=experiment.objective,
+        optimizer=experiment.optimizer,
+        seed=config["seed"],
+        ema_decay=config["ema"]["decay"],
+        ema_warmup=config["ema"]["warmup"],
+        accumulate=config["train"]["accumulate"],
+    )
+
+
+def _evaluate(experiment: Experiment, state: TrainState, mesh: Mesh) -> dict[str, float]:
+    """The bound on held-out text, of the averaged parameters if there are any."""
+    settings, started = experiment.config["evaluation"], time.monotonic()
+    report = evaluate_bound(
+        experiment.apply,
+        state.eval_params,
+        experiment.objective,
+        data.evaluation_batches(
+            experiment.evaluation_data(),
+            settings["batch_size"],
+            jax.process_index(),
+            jax.process_count(),
+        ),
+        seed=EVALUATION_SEED,
+        samples=settings["times"],
+        constant=experiment.constant,
+        place=lambda batch: to_global(batch, mesh),
+    )
+    per_token = lambda nats: bits_per_byte(
+        nats, experiment.held_out.token_count, experiment.held_out.bytes
+    )
+    evaluation = {
+        "eval_nats_per_token": report.nats_per_token,
+        "eval_standard_error": report.standard_error,
+        "eval_bits_per_byte": per_token(report.nats_per_token),
+        "eval_bits_per_byte_standard_error": per_token(report.standard_error),
+        "eval_tokens": report.tokens,
+        "eval_seconds": time.monotonic() - started,
+    }
+    logger.info(
+        "held out: %.4f +- %.4f nats per token, %.4f bits per byte",
+        *(report.nats_per_token, report.standard_error, evaluation["eval_bits_per_byte"]),
+    )
+    return evaluation
+
+
+def _announce(experiment: Experiment, mesh: Mesh, start: int, record: Mapping[str, Any]) -> None:
+    """Logs what decides the numbers of this run."""
+    parameters = parameter_count(experiment.model.config)
+    logger.info("%s, %s parameters", experiment.model.config, f"{parameters:,}")
+    logger.info("process %s", experiment.process)
+    logger.info(
+        "training on %s, held out %s, fingerprint %s",
+        *(experiment.train_data, experiment.held_out, record["data_fingerprint"]),
+    )
+    logger.info(
+        "%d device(s) (%s), mesh %s, jax %s, random numbers %s",
+        *(jax.device_count(), jax.devices()[0].device_kind, dict(mesh.shape)),
+        *(jax.__version__, jax.random.key_impl(jax.random.key(0))),
+    )
+    logger.info("%s at step %d", "continuing" if start else "starting", start)
