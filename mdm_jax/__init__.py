@@ -4,7 +4,7 @@ The public names of the core, which imports jax and nothing heavier. Models, dat
 in `mdm_jax.models`, `mdm_jax.data` and `mdm_jax.train`, and are imported by name.
 """
 
-from mdm_jax.denoisers import Denoiser, denoiser, forbid, guided, nucleus, tempered
+from mdm_jax.denoisers import Denoiser, denoiser, forbid, guided, nucleus, shifted, tempered
 from mdm_jax.generation import Generation, generate, trajectory
 from mdm_jax.likelihood import NLLBound, nll_bound
 from mdm_jax.losses import (
@@ -24,7 +24,7 @@ from mdm_jax.objectives import (
     uniform_objective,
 )
 from mdm_jax.processes import Masked, Noised, Process, Uniform
-from mdm_jax.samplers import Sampler, ancestral, first_hitting, hitting_times
+from mdm_jax.samplers import Sampler, ancestral, first_hitting, hitting_times, left_to_right
 from mdm_jax.schedules import (
     Cosine,
     CosineSquared,
@@ -76,6 +76,7 @@ __all__ = [
     "generate",
     "guided",
     "hitting_times",
+    "left_to_right",
     "masked_cross_entropy",
     "masked_elbo",
     "masked_objective",
@@ -84,6 +85,7 @@ __all__ = [
     "nucleus",
     "sample_times",
     "scored_by_next_token",
+    "shifted",
     "tempered",
     "time_grid",
     "token_sum",

@@ -204,6 +204,32 @@ def guided(cond: Denoiser, uncond: Denoiser, scale: float | jax.Array) -> Denois
     )
 
 
+def shifted(inner: Denoiser) -> Denoiser:
+    """Moves the logits one position to the right: next-token models predict the token after.
+
+    With it an autoregressive model answers like a masked one: the logits at position i are its
+    prediction of token i. Position 0 has no prediction and gets zeros; give it a token (a
+    beginning-of-text id) through `keep`. Sample with `left_to_right`.
+
+    Args:
+        inner: a causal, next-token denoiser.
+
+    Returns:
+        `Denoiser`.
+
+    Examples:
+        >>> d = shifted(denoiser(lambda tokens, t: jax.nn.one_hot(tokens, 3)))
+        >>> d.apply(jnp.array([2, 1]), jnp.float32(1.0), ())[0].tolist()
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+
+    def shift(logits: Logits, tokens: Tokens) -> Logits:
+        padding = [(0, 0)] * (logits.ndim - 2) + [(1, 0), (0, 0)]
+        return jnp.pad(logits[..., :-1, :], padding)
+
+    return _edited(inner, shift)
+
+
 def _edited(inner: Denoiser, edit: Callable[[Logits, Tokens], Logits]) -> Denoiser:
     """Wraps `inner` so that `edit` is applied to its logits."""
 

@@ -3,5 +3,6 @@
 from mdm_jax.samplers.ancestral import ancestral
 from mdm_jax.samplers.base import Sampler
 from mdm_jax.samplers.first_hitting import first_hitting, hitting_times
+from mdm_jax.samplers.left_to_right import left_to_right
 
-__all__ = ["Sampler", "ancestral", "first_hitting", "hitting_times"]
+__all__ = ["Sampler", "ancestral", "first_hitting", "hitting_times", "left_to_right"]

@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from mdm_jax import draws
-from mdm_jax.arrays import Key, Times, Tokens, last_axis_index
+from mdm_jax.arrays import Key, Times, Tokens
 from mdm_jax.processes import Masked
-from mdm_jax.processes.base import align
 from mdm_jax.samplers.base import Sampler
+from mdm_jax.samplers.positions import fill_best
 
 
 def first_hitting(process: Masked, per_step: int = 1) -> Sampler:
@@ -23,7 +22,7 @@ def first_hitting(process: Masked, per_step: int = 1) -> Sampler:
     of positions drawn together (exact in a limit). Masks left at the last step (s = 0) are all
     drawn in it, so that no mask remains: take ``time_grid(ceil(masks / per_step))`` or longer.
 
-    Every row does the same work whatever it holds, so shapes are static, and rows with fewer masks
+    Every row does the same work whatever it holds, so shapes are static; rows with fewer masks
     finish early.
 
     Args:
@@ -56,24 +55,10 @@ def first_hitting(process: Masked, per_step: int = 1) -> Sampler:
     if per_step < 1:
         raise ValueError(f"per_step={per_step}: expected at least 1")
 
-    def step(key, logits, tokens, state, t, s, **extra):
-        del t, extra
-        key_where, key_what, key_rest = jax.random.split(key, 3)
-        chosen = _random_positions(key_where, process.is_masked(tokens), per_step)
-        masked = jnp.take_along_axis(tokens, chosen, axis=-1) == process.mask_id
-        rows = jnp.take_along_axis(logits, chosen[..., None], axis=-2)
-        drawn = draws.categorical(key_what, process.data_logits(rows)).astype(tokens.dtype)
-        filled = _put(tokens, chosen, jnp.where(masked, drawn, process.mask_id), masked)
+    def random_order(key, tokens):
+        return jax.random.uniform(key, tokens.shape, jnp.float32)
 
-        def finish(filled):
-            rest = draws.categorical(key_rest, process.data_logits(logits)).astype(tokens.dtype)
-            last = align(jnp.asarray(s) <= 0, tokens)
-            return jnp.where(process.is_masked(filled) & last, rest, filled)
-
-        left = jnp.any(process.is_masked(filled)) & jnp.any(jnp.asarray(s) <= 0)
-        return jax.lax.cond(left, finish, lambda filled: filled, filled), state
-
-    return Sampler(init=lambda tokens: (), step=step)
+    return fill_best(process, random_order, per_step)
 
 
 def hitting_times(key: Key, process: Masked, tokens: Tokens, steps: int) -> Times:
@@ -115,23 +100,3 @@ def hitting_times(key: Key, process: Masked, tokens: Tokens, steps: int) -> Time
     times = process.schedule.inverse(1.0 - noise)
     times = jnp.where(left > 0, jnp.clip(times, 0.0, 1.0), 0.0)
     return jnp.concatenate([times, jnp.zeros((1, *batch), jnp.float32)], axis=0)
-
-
-def _random_positions(key: Key, candidates: jax.Array, count: int) -> jax.Array:
-    """Uniformly random `count` of the candidate positions, int32[*B, count].
-
-    Rows with fewer candidates are filled up with other positions, which callers must ignore.
-    """
-    score = jax.random.uniform(key, candidates.shape, jnp.float32)
-    score = jnp.where(candidates, score, -1.0)
-    if count == 1:
-        return jnp.argmax(score, axis=-1, keepdims=True).astype(jnp.int32)
-    return jax.lax.top_k(score, min(count, candidates.shape[-1]))[1].astype(jnp.int32)
-
-
-def _put(tokens: Tokens, positions: jax.Array, values: Tokens, active: jax.Array) -> Tokens:
-    """Writes values at positions where active, by comparison: partitions on any mesh."""
-    length = last_axis_index(tokens.shape[-1], tokens.ndim + 1)
-    hit = (positions[..., None] == length) & active[..., None]
-    written = jnp.sum(jnp.where(hit, values[..., None], 0), axis=-2, dtype=tokens.dtype)
-    return jnp.where(jnp.any(hit, axis=-2), written, tokens)
