@@ -1,0 +1,104 @@
+"""Token, time and position embeddings, all in float32."""
+
+import jax
+import jax.numpy as jnp
+
+BASE = 10_000.0
+"""Ratio of the longest to the shortest wavelength, of time features and rotary angles alike."""
+
+
+def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Looks up the rows of an embedding table.
+
+    Unlike `table[tokens]`, it works on Explicit meshes too, where a gather must be told its
+    output sharding: the sharding of the tokens, with rows left whole.
+
+    Args:
+        table: float32[V, D].
+        tokens: int32[*B].
+
+    Returns:
+        float32[*B, D]. An id outside [0, V) gives a row of NaN rather than a neighbor's row.
+
+    Examples:
+        >>> lookup(jnp.eye(3), jnp.array([2, 0]))
+        Array([[0., 0., 1.],
+               [1., 0., 0.]], dtype=float32)
+    """
+    return table.at[tokens].get(
+        mode="fill",
+        fill_value=jnp.nan,
+        wrap_negative_indices=False,
+        out_sharding=jax.typeof(tokens).sharding,
+    )
+
+
+def time_features(sigma: jax.Array, dim: int) -> jax.Array:
+    """Returns the sinusoidal features of a noise level.
+
+    The features are `[cos(sigma f), sin(sigma f)]` with `f_k = 10000^(-2k / dim)`, and sigma is
+    not scaled: at sigma = 0 they are ones, then zeros.
+
+    Args:
+        sigma: float32[B], the noise level -log alpha(t).
+        dim: Number of features, even.
+
+    Returns:
+        float32[B, dim].
+
+    Examples:
+        >>> time_features(jnp.zeros(1), 4)
+        Array([[1., 1., 0., 0.]], dtype=float32)
+    """
+    angles = sigma[:, None] * _frequencies(dim)[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rotary_angles(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the cosines and sines by which `rotate` turns each position.
+
+    Args:
+        positions: int32[L].
+        head_dim: Width of a head, even.
+
+    Returns:
+        Two float32[L, head_dim / 2].
+
+    Examples:
+        >>> cos, sin = rotary_angles(jnp.arange(3), 4)
+        >>> cos.shape
+        (3, 2)
+    """
+    angles = positions[:, None].astype(jnp.float32) * _frequencies(head_dim)[None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates heads by position (RoPE, half-split: dimension k pairs with k + head_dim / 2).
+
+    The rotation is computed in float32 and rounded once, so that bfloat16 heads keep their
+    relative positions far into a long sequence.
+
+    Args:
+        x: [B, L, H, head_dim] queries or keys.
+        cos: float32[L, head_dim / 2], from `rotary_angles`.
+        sin: float32[L, head_dim / 2].
+
+    Returns:
+        The rotated heads, in the shape and dtype of `x`.
+
+    Examples:
+        >>> x = jnp.ones((1, 2, 1, 4))
+        >>> cos, sin = rotary_angles(jnp.arange(2), 4)
+        >>> [round(float(v), 2) for v in rotate(x, cos, sin)[0, 1, 0]]  # position 1
+        [-0.3, 0.99, 1.38, 1.01]
+    """
+    cos, sin = cos[None, :, None, :], sin[None, :, None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def _frequencies(dim: int) -> jax.Array:
+    """Returns float32[dim / 2]: BASE^(-2k / dim) for k = 0, 1, ..."""
+    return BASE ** -(jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
