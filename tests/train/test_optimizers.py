@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +10,12 @@ from mdm_jax.train.optimizers import adamw, learning_rate
 
 def rates(**overrides):
     fields = {"schedule": "cosine", "learning_rate": 2e-4, "min_learning_rate": 2e-5, "warmup": 100}
-    return SimpleNamespace(**(fields | overrides))
+    return fields | overrides
 
 
 def adam(**overrides):
     fields = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
-    return SimpleNamespace(**(fields | overrides))
+    return fields | overrides
 
 
 @pytest.mark.parametrize(
