@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from mdm_jax.arrays import Bool, Key, Logits, Times, Tokens
 from mdm_jax.denoisers import Carry, Denoiser
@@ -176,7 +177,7 @@ def _check_inputs(tokens: Tokens, times: Times, keep: Bool | None):
             f"times has shape {times.shape}: expected [T + 1] or [T + 1, *B] with *B = "
             f"{tokens.shape[:-1]}"
         )
-    if not isinstance(times, jax.core.Tracer):
+    if not isinstance(times, Tracer):
         grid = np.asarray(times)
         if (np.diff(grid, axis=0) > 0).any() or grid.max() > 1 or grid.min() < 0:
             raise ValueError(f"times={grid}: expected times in [0, 1] that never increase")

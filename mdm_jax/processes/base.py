@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from mdm_jax.arrays import Bool, Key, Logits, LogProbs, Times, Tokens
 from mdm_jax.schedules import Schedule
@@ -150,7 +151,7 @@ class Process:
         return log_p[..., : self.num_ids]
 
     def _check_data(self, tokens: Tokens, where: Bool) -> None:
-        if isinstance(tokens, jax.core.Tracer) or isinstance(where, jax.core.Tracer):
+        if isinstance(tokens, Tracer) or isinstance(where, Tracer):
             return
         ids = np.asarray(tokens)
         bad = np.asarray(where) & ~self._is_data(ids)
@@ -189,7 +190,7 @@ def check_times(name: str, t: jax.typing.ArrayLike, tokens: Tokens) -> Times:
             f"{name} has shape {t.shape} and does not broadcast from the left against tokens of "
             f"shape {tokens.shape}: expected [*B] or [*B, L]"
         )
-    if not isinstance(t, jax.core.Tracer):
+    if not isinstance(t, Tracer):
         values = np.asarray(t)
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError(
