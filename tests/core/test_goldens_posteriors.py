@@ -1,0 +1,404 @@
+"""Reverse steps against the published PyTorch code: laws, and the very tokens they drew.
+
+The references draw with `argmax(weights / (1e-10 - log(u + 1e-10)))`. The same race run on the
+library's posterior, with the stored u, has to give the same token at every position.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from goldens import assert_close, load
+
+import mdm_jax as mdm
+
+MDLM, DUO, REMDM = (load(f"posterior_{name}") for name in ("mdlm", "duo", "remdm"))
+SCALING = load("losses_scaling")
+MASK = 100  # the last of 101 ids in every file
+LOG_LINEAR, LINEAR, DUO_COSINE = mdm.LogLinear(1e-3), mdm.Linear(), mdm.MaskGITCosine(1e-3)
+
+
+def masked(schedule):
+    return mdm.Masked(vocab_size=MASK, schedule=schedule)
+
+
+@jax.jit
+def posterior(process, logits, tokens, t, s):
+    return jnp.exp(process.posterior(logits, tokens, t, s))
+
+
+def law(process, logits, tokens, t, s):
+    """The production posterior as float64 probabilities [B, L, V]."""
+    broadcast = (jnp.asarray(np.broadcast_to(np.float32(x), tokens.shape)) for x in (t, s))
+    return np.float64(posterior(process, jnp.asarray(logits), jnp.asarray(tokens), *broadcast))
+
+
+def edit(wrapper, logits):
+    """Applies a `Denoiser -> Denoiser` wrapper to stored logits."""
+    model = wrapper(mdm.denoiser(lambda tokens, t: jnp.asarray(logits)))
+    return model.apply(jnp.zeros(logits.shape[:-1], jnp.int32), jnp.float32(0), ())[0]
+
+
+def nucleus(logits, p, forbidden=()):
+    inner = (lambda d: mdm.forbid(d, forbidden)) if forbidden else (lambda d: d)
+    return edit(lambda d: mdm.nucleus(inner(d), p), logits)
+
+
+def check(golden, case, probs, rows=None):
+    """Compares normalized laws (the files hold unnormalized weights) and the drawn tokens.
+
+    `rows` are the positions whose law is compared. Where a reference copies decided tokens after
+    the draw, the weights that it forms for them mean nothing: `rows` are the masks there.
+    """
+    weights = np.float64(golden[f"{case}.probs"])
+    rows = np.ones(weights.shape[:-1], bool) if rows is None else rows
+    expected = weights / weights.sum(-1, keepdims=True)
+    assert_close(probs[rows], expected[rows], 1e-5, err_msg=case)
+    race = probs / (1e-10 - np.log(np.float64(golden["u"]) + 1e-10))
+    np.testing.assert_array_equal(race.argmax(-1), golden[f"{case}.sample"], err_msg=case)
+
+
+# --- MDLM ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "schedule"),
+    [("ddpm", LOG_LINEAR), ("ddpm_cache", LINEAR), ("ddpm_cosine", mdm.Cosine(1e-3))],
+)
+def test_mdlm_ancestral(case, schedule):
+    """MDLM's cached sampler drops eps (alpha = 1 - t), which is `Linear` here."""
+    tokens, t = MDLM["zt"], MDLM["t"]
+    probs = law(masked(schedule), MDLM["logits"], tokens, t, t - MDLM["dt"])
+    check(MDLM, case, probs, tokens == MASK)
+
+
+def excess(logits):
+    """u = sum_v exp(logit_v) / (V - 1) over data ids: 1 for normalized SUBS, free for SEDD."""
+    data = mdm.Masked(MASK, LINEAR).data_logits(jnp.asarray(logits))
+    return np.exp(np.float64(jax.nn.logsumexp(data, axis=-1)))[..., None] / (logits.shape[-1] - 1)
+
+
+def analytic(process, logits, tokens, t, s, u):
+    """The analytic (score) sampler: the posterior with its rate of unmasking scaled by u."""
+    probs = law(process, logits, tokens, t, s)
+    lifted = u * np.where(np.arange(101) == MASK, 0.0, probs)
+    stay = 1.0 - lifted.sum(-1, keepdims=True)
+    at_masks = np.where(np.arange(101) == MASK, stay, lifted)
+    return np.where((tokens == MASK)[..., None], at_masks, probs)
+
+
+@pytest.mark.parametrize("parameterization", ["subs", "sedd"])
+def test_mdlm_analytic(parameterization):
+    """For SUBS the analytic sampler IS the posterior; SEDD scales it by its unnormalized mass."""
+    tokens, t, logits = MDLM["zt"], MDLM["t"], MDLM["logits"]
+    u = 1.0 if parameterization == "subs" else excess(logits)
+    process = masked(LOG_LINEAR)
+    masks = tokens == MASK
+    probs = analytic(process, logits, tokens, t, t - MDLM["dt"], u)
+    weights = MDLM[f"analytic_{parameterization}.probs"]
+    assert_close(probs[masks], weights[masks], 1e-5)  # already normalized, or negative
+    check(MDLM, f"analytic_{parameterization}", probs, masks & (weights.min(-1) >= 0))
+    check(MDLM, f"denoiser_{parameterization}", law(process, logits, tokens, t, 0.0))
+    # The concrete score q(y) / q(x_t), seen from a mask and from a token.
+    ratio = np.float64(LOG_LINEAR.alpha(t) / LOG_LINEAR.noise_rate(t))
+    if parameterization == "subs":
+        score = ratio[..., None] * law(process, logits, tokens, t, 0.0)
+        score[..., MASK] = np.where(masks, 1.0, 1.0 / ratio)
+        score[~masks, tokens[~masks]] = 1.0
+    else:
+        score = ratio[..., None] * np.exp(np.float64(logits)) / 100
+        np.put_along_axis(score, tokens[..., None], 1.0, axis=-1)
+    assert_close(score, MDLM[f"score_{parameterization}"], 1e-5)
+
+
+# --- Duo -------------------------------------------------------------------------------------
+
+
+def duo_process(family, schedule=LOG_LINEAR):
+    uniform = mdm.Uniform(101, schedule)
+    return (uniform, DUO["zt_uniform"]) if family == "duo" else (masked(schedule), DUO["zt_absorb"])
+
+
+@pytest.mark.parametrize("family", ["duo", "mdlm"])
+@pytest.mark.parametrize("step", ["ancestral", "ancestral_cosine", "noise_removal"])
+def test_duo_ancestral(family, step):
+    """One reverse step for both families; noise removal is the step to s = 0."""
+    process, tokens = duo_process(family, DUO_COSINE if step.endswith("cosine") else LOG_LINEAR)
+    s = 0.0 if step == "noise_removal" else DUO["t"] - DUO["dt"]
+    check(DUO, f"{family}.{step}", law(process, DUO["logits"], tokens, DUO["t"], s))
+
+
+@pytest.mark.parametrize("family", ["duo", "mdlm"])
+def test_duo_nucleus(family):
+    """Top-p on p(x_0), before the posterior: `mdm.nucleus` around the model, mask forbidden."""
+    process, tokens = duo_process(family)
+    logits = nucleus(DUO["logits"], 0.9, forbidden=[MASK] if family == "mdlm" else ())
+    probs = law(process, logits, tokens, DUO["t"], DUO["t"] - DUO["dt"])
+    check(DUO, f"{family}.ancestral_nucleus0.9", probs)
+
+
+def psi(process, logits, tokens, t, s, kappa):
+    """kappa q(x_s | x_t) + (1 - kappa) [alpha_s q(x_0 | x_t) + (1 - alpha_s) prior]."""
+    noise_s = np.float64(process.schedule.noise_rate(jnp.asarray(s, jnp.float32)))[..., None]
+    ids = np.arange(101)
+    prior = ids == process.mask_id if isinstance(process, mdm.Masked) else np.full(101, 1 / 101)
+    renoised = (1 - noise_s) * law(process, logits, tokens, t, 0.0) + noise_s * prior
+    return kappa * law(process, logits, tokens, t, s) + (1 - kappa) * renoised
+
+
+@pytest.mark.parametrize("family", ["duo", "mdlm"])
+@pytest.mark.parametrize("kappa", [0.0, 0.7])
+def test_duo_psi(family, kappa):
+    """The psi sampler mixes two production laws: the step to s, and clean-then-renoised to s."""
+    process, tokens = duo_process(family)
+    probs = psi(process, DUO["logits"], tokens, DUO["t"], DUO["t"] - DUO["dt"], kappa)
+    check(DUO, f"{family}.psi_kappa{kappa}", probs)
+
+
+@pytest.mark.parametrize("case", ["mdlm.analytic", "sedd.analytic", "sedd.denoiser"])
+def test_duo_analytic(case):
+    """The duo repository's score samplers, as in MDLM's."""
+    process, tokens = duo_process("mdlm")
+    t, logits = DUO["t"], DUO["logits"]
+    s = 0.0 if case.endswith("denoiser") else t - DUO["dt"]
+    u = excess(logits) if case == "sedd.analytic" else 1.0
+    probs = analytic(process, logits, tokens, t, s, u)
+    weights = DUO[f"{case}.probs"]
+    proper = weights.min(-1) >= 0  # SEDD's unnormalized mass can ask for more than probability 1
+    if case.endswith("analytic"):
+        assert_close(probs, weights, 1e-5)
+    check(DUO, case, probs, proper)
+
+
+def test_duo_true_posterior():
+    """With logits certain of x_0, `posterior` is q(x_s | x_t, x_0) for any pair of alphas."""
+    t, s = (1.0 - DUO[f"true.alpha_{end}"] for end in "ts")  # times of the linear schedule
+    certain = np.where(np.arange(101) == DUO["true.x0"][..., None], 0.0, -np.inf)
+    probs = law(mdm.Uniform(101, LINEAR), np.float32(certain), DUO["zt_uniform"], t, s)
+    assert_close(probs, DUO["true.duo_posterior"], 1e-5)
+
+
+def test_duo_guidance():
+    """Their gamma is 1 + scale, and they guide log q(x_s | x_t) rather than log p(x_0).
+
+    `mdm.guided` around two posteriors reproduces it; around two models it guides x_0, which is
+    another law for the uniform process.
+    """
+    process, tokens = duo_process("duo")
+    t, s = (jnp.asarray(x, jnp.float32) for x in (DUO["t"], DUO["t"] - DUO["dt"]))
+
+    def guided_by(edit_logits):
+        cond, uncond = (
+            mdm.denoiser(
+                lambda tokens, t, name=name: edit_logits(jnp.asarray(DUO[name]), tokens, t)
+            )
+            for name in ("logits", "guided.logits_uncond")
+        )
+        both = mdm.guided(cond, uncond, float(DUO["guided.gamma"]) - 1.0)
+        return both.apply(jnp.asarray(tokens), t, ((), ()))[0]
+
+    log_q = guided_by(lambda logits, tokens, t: process.posterior(logits, tokens, t, s))
+    assert_close(jnp.exp(jax.nn.log_softmax(log_q)), DUO["guided.probs"], 1e-5)
+    logits = guided_by(lambda logits, tokens, t: logits)
+    other = law(process, logits, tokens, t, s)
+    assert np.abs(other - DUO["guided.probs"]).max() > 0.1
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9])
+def test_nucleus_filters(p):
+    """Both files keep the id that crosses p; duo renormalizes, scaling-dllms does not."""
+    np.testing.assert_array_equal(DUO["nucleus.in"].shape, SCALING["nucleus.in"].shape)
+    for golden, normalized in ((DUO, True), (SCALING, False)):
+        ours = np.float64(nucleus(golden["nucleus.in"], p))
+        if normalized:
+            ours = np.float64(jax.nn.log_softmax(jnp.asarray(ours, jnp.float32), axis=-1))
+        expected = np.float64(golden[f"nucleus.top_p{p}"])
+        np.testing.assert_array_equal(ours > -1e5, expected > -1e5)
+        assert_close(np.exp(ours), np.exp(expected), 1e-5)
+
+
+def psi_segments(points):
+    """Where the high, middle and low noise segments of the psi sampler's grid lie (.2 / .6)."""
+    high, middle = round(0.2 * points), round(0.6 * points)
+    return slice(0, high), slice(high, high + middle), slice(high + middle, points)
+
+
+def psi_kappas(mode, t, rescale_limit=None):
+    """kappa = 1 - sigma / (1 - alpha_s), from production alphas; a segment ends with 1.
+
+    Duo's `max-rescale` limits the ratio (1 - alpha_s) / alpha_t by eta, ReMDM's rule by 1.
+    """
+    name, _, eta = mode.rpartition("-")
+    if mode.startswith("pure") or name == "constant":
+        value = {"pure-posterior": 1.0, "pure-pc": 0.0}.get(mode)
+        return np.full(len(t), float(eta) if value is None else value)
+    eta, alpha, noise = float(eta), LOG_LINEAR.alpha(t), LOG_LINEAR.noise_rate(t)
+    cap = np.float64(noise[1:] / alpha[:-1])
+    sigma = {
+        "constant-remdm": np.full_like(cap, eta),
+        "max-capped": np.minimum(eta, cap),
+        "max-rescale": eta * np.minimum(rescale_limit or eta, cap),
+    }[name]
+    return np.append(np.clip(1 - sigma / np.float64(noise[1:]), 0, 1), 1.0)
+
+
+@pytest.mark.parametrize("steps", [10, 16])
+def test_psi_grids_and_mixing_weights(steps):
+    """The library has no psi sampler: its kappas are functions of the production schedule.
+
+    `time_grid` ends at 0, where the references stop at 1e-5 and add a noise-removal step.
+    """
+    golden = {k.removeprefix(f"psi.n{steps}."): v for k, v in DUO.items() if f"psi.n{steps}." in k}
+    grid = golden.pop("timesteps")
+    assert_close(1e-5 + (1 - 1e-5) * mdm.time_grid(steps), grid, 1e-6)
+    high, _, low = segments = psi_segments(steps + 1)
+    for name, expected in golden.items():
+        modes = [name.removesuffix(".kappas")] * 3
+        if name == "mixed.kappas":
+            modes = ["pure-posterior", "max-capped-0.05", "constant-0.9"]
+        if name.startswith("profile"):  # walk to a plateau, stay, walk on
+            *_, level = name.removesuffix("-inv").split("-")
+            level = float(level)
+            if name.endswith("inv"):  # level is an alpha; duo's inverse forgets eps
+                level = float(LINEAR.inverse(jnp.float32(level)))
+            ours = np.full(steps + 1, level)
+            ours[high] = np.linspace(1, level, high.stop)
+            ours[low] = np.linspace(level, 1e-5, low.stop - low.start)
+        else:
+            parts = zip(modes, segments, strict=True)
+            ours = np.concatenate(
+                [psi_kappas(mode, jnp.asarray(grid[part])) for mode, part in parts]
+            )
+        assert_close(ours, expected, 2e-6, err_msg=name)
+
+
+def test_psi_rescaling_bug():
+    """Duo takes min(eta, cap) where ReMDM (`test_remdm`, "rescale") takes min(1, cap)."""
+    t = jnp.asarray([0.35, 0.25])
+    theirs, right = (psi_kappas("max-rescale-0.3", t, limit)[0] for limit in (None, 1.0))
+    _, noise_s = np.float64(LOG_LINEAR.noise_rate(t))
+    assert_close(theirs, 1 - 0.3 * 0.3 / noise_s, 1e-6)
+    alpha_t = float(LOG_LINEAR.alpha(t)[0])
+    assert_close(right, 1 - 0.3 / alpha_t, 1e-6)
+    assert theirs - right > 0.05
+
+
+# --- ReMDM -----------------------------------------------------------------------------------
+
+
+def remask(logits, t, s, sigma):
+    """ReMDM with remasking probability sigma is the psi sampler with kappa = 1 - sigma / (1 - a_s).
+
+    Times are those of the linear schedule (alpha = 1 - t), so s itself is 1 - alpha_s.
+    """
+    return psi(masked(LINEAR), logits, REMDM["zt"], t, s, 1.0 - sigma / s)
+
+
+def cap(t, s):
+    """The largest remasking probability, min(1, (1 - alpha_s) / alpha_t)."""
+    return min(1.0, s / (1.0 - t)) if t < 1 else 1.0
+
+
+def strict_nucleus(logits, p):
+    """ReMDM's filter drops the id that crosses p: `mdm.nucleus` minus its least probable id."""
+    kept = np.array(nucleus(logits, p, forbidden=[MASK]))
+    several = np.isfinite(kept).sum(-1) > 1
+    crossing = np.where(np.isfinite(kept), kept, np.inf).argmin(-1)
+    dropped = several[..., None] & (np.arange(101) == crossing[..., None])
+    return np.where(dropped, -np.inf, kept).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("case", "t", "dt", "sigma"),
+    [
+        ("mdlm.t0.9", 0.9, 0.1, lambda t, s: 0.0),
+        ("mdlm.t0.35", 0.35, 0.1, lambda t, s: 0.0),
+        ("fb.t0.9", 0.9, 0.1, lambda t, s: (t - s) / (1 - t)),
+        ("fb.t0.35", 0.35, 0.1, lambda t, s: (t - s) / (1 - t)),
+        ("cap.t0.9.eta0.04", 0.9, 0.1, lambda t, s: min(0.04, cap(t, s))),
+        ("cap.t0.35.eta0.04", 0.35, 0.1, lambda t, s: min(0.04, cap(t, s))),
+        ("cap.t1.0.eta0.04", 1.0, 0.1, lambda t, s: min(0.04, cap(t, s))),
+        ("cap.t0.1.eta0.9", 0.1, 0.05, lambda t, s: min(0.9, cap(t, s))),
+        ("cap.t0.35.eta0.04.nucleus0.9", 0.35, 0.1, lambda t, s: min(0.04, cap(t, s))),
+        ("rescale.t0.9.eta0.3", 0.9, 0.1, lambda t, s: 0.3 * cap(t, s)),
+        ("rescale.t0.35.eta0.3", 0.35, 0.1, lambda t, s: 0.3 * cap(t, s)),
+    ],
+)
+def test_remdm(case, t, dt, sigma):
+    """The library has no remasking sampler; every rule for sigma composes from `posterior`."""
+    logits = strict_nucleus(REMDM["logits"], 0.9) if "nucleus" in case else REMDM["logits"]
+    rows = REMDM["zt"] == MASK if case.startswith("mdlm") else None
+    check(REMDM, case, remask(logits, t, t - dt, sigma(t, t - dt)), rows)
+
+
+@pytest.mark.parametrize("t", [0.9, 0.35])
+def test_remdm_confidence(t):
+    """sigma is shared out by softmax of minus the probability each token was drawn with."""
+    case, s, conf = f"conf.t{t}", t - 0.1, np.float64(REMDM["conf_in"])
+    masks = REMDM["zt"] == MASK
+    share = np.exp(conf) / np.exp(conf).sum(-1, keepdims=True)  # 0 at masks, where conf is -inf
+    check(REMDM, case, remask(REMDM["logits"], t, s, cap(t, s) * share[..., None]))
+    drawn = REMDM[f"{case}.sample"]
+    clean = law(masked(LINEAR), REMDM["logits"], REMDM["zt"], t, 0.0)
+    fresh = -np.take_along_axis(clean, drawn[..., None], -1)[..., 0]
+    conf = np.where(drawn == MASK, -np.inf, np.where(masks, fresh, conf))
+    assert_close(conf, REMDM[f"{case}.conf_out"], 1e-5)
+
+
+@pytest.mark.parametrize("t", [0.8, 0.3, 0.04])
+def test_remdm_loop(t):
+    """Fast descent to alpha = 0.9, a plateau of remasking there, and the rest of the way."""
+    t_on, t_off, alpha_on, eta = 0.55, 0.05, 0.9, 0.02
+
+    def noise(t):
+        if t > t_on:
+            return 1 - (1 - t) * alpha_on / (1 - t_on)
+        return min(1 - alpha_on, t * (1 - alpha_on) / t_off)
+
+    plateau = t_off < t <= t_on
+    probs = remask(REMDM["logits"], noise(t), noise(t - 0.02), eta if plateau else 0.0)
+    check(REMDM, f"loop.t{t}.eta0.02", probs, None if plateau else REMDM["zt"] == MASK)
+
+
+@pytest.mark.parametrize("t", [1.0, 0.5])
+def test_discrete_flow_matching_corrector(t):
+    """DFM speeds unmasking up by a and remasks at a rate b = a - 1, on a step cut to stay valid."""
+    masks = REMDM["zt"] == MASK
+    b = 10 * t**0.25 * (1 - t) ** 0.25
+    a = b + 1
+    s = t - min(1 / 20, 1 / (a / t + (b / (1 - t) if t < 1 else 0.0)))
+    assert_close(s, REMDM[f"dfm.t{t}.t_next"], 1e-6)
+    logits = strict_nucleus(REMDM["logits"], 0.9)
+    probs = analytic(masked(LINEAR), logits, REMDM["zt"], t, s, a)
+    remasked = b * (t - s) / (1 - t) if t < 1 else 0.0
+    at_tokens = (1 - remasked) * probs + remasked * (np.arange(101) == MASK)
+    probs = np.where(masks[..., None], probs, at_tokens)
+    check(REMDM, f"dfm.t{t}", probs, masks if t == 1 else None)
+
+
+# --- scaling-dllms ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["mdlm", "duo", "mdlm_removal", "duo_removal"])
+def test_scaling_ancestral(case):
+    """Duo here forbids the mask but counts it in V, so that noise may still draw it."""
+    t, logits = SCALING["anc.t"], jnp.asarray(SCALING["logits"])
+    s = 0.0 if case.endswith("removal") else t - SCALING["anc.dt"]
+    if case.startswith("mdlm"):
+        process, tokens = masked(LOG_LINEAR), SCALING["anc.zt_absorb"]
+        rows = tokens == MASK
+    else:
+        process, tokens, rows = mdm.Uniform(101, LOG_LINEAR), SCALING["xt_uniform"], None
+        logits = edit(lambda d: mdm.forbid(d, [MASK]), logits)
+    check(SCALING, f"anc.{case}", law(process, logits, tokens, t, s), rows)
+
+
+def test_scaling_posterior():
+    """The uniform posterior for given alphas, from the model's law and from the true x_0."""
+    t, s = (1.0 - SCALING[f"post.alpha_{end}"] for end in "ts")
+    process, tokens = mdm.Uniform(101, LINEAR), SCALING["xt_uniform"]
+    forbidden = edit(lambda d: mdm.forbid(d, [MASK]), SCALING["logits"])
+    probs = law(process, forbidden, tokens, t, s)
+    assert_close(probs, SCALING["post.duo_compute_posterior"], 1e-5)
+    certain = np.where(np.arange(101) == SCALING["x0"][..., None], 0.0, -np.inf)
+    assert_close(law(process, np.float32(certain), tokens, t, s), SCALING["post.duo_true"], 1e-5)
