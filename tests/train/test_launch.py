@@ -1,0 +1,113 @@
+"""``launch/train.py`` as a user runs it: killed again and again, it ends as if it had not been."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from train import tiny
+
+from mdm_jax.train.checkpoints import load_params
+from mdm_jax.train.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+STEPS = 48
+
+
+class Launcher:
+    """Starts runs of one config, which share their text and their compiled steps."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        text = directory / "text"
+        text.mkdir()
+        for i, document in enumerate(tiny.documents().texts):
+            (text / f"{i}.txt").write_bytes(document)
+        fields = {f"model.{name}": value for name, value in tiny.MODEL.items()}
+        fields |= {"data.source": "text_files", "data.path": text, "data.length": 16}
+        fields |= {"data.held_out": 0.3, "optimizer.warmup": 5, "train.steps": STEPS}
+        fields |= {"train.batch_size": 128, "train.log_every": 1, "train.eval_every": 25}
+        fields |= {"train.checkpoint_every": 7, "evaluation.max_windows": 8}
+        self.flags = [f"--config.{name}={value}" for name, value in fields.items()]
+
+    def start(self, name: str, devices: int = 1, *flags: str) -> subprocess.Popen:
+        command = [sys.executable, ROOT / "launch" / "train.py"]
+        command += [f"--config={ROOT / 'configs' / 'quickstart.py'}", *self.flags, *flags]
+        env = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_COMPILATION_CACHE_DIR": str(self.directory / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        }
+        command.append(f"--workdir={self.directory / name}")
+        with (self.directory / f"{name}.log").open("a") as log:
+            return subprocess.Popen(command, env=env, stdout=log, stderr=log)
+
+    def finish(self, name: str, devices: int = 1) -> None:
+        code = self.start(name, devices).wait(timeout=120)
+        assert code == 0, (self.directory / f"{name}.log").read_text()[-3000:]
+
+    def stop(self, name: str, step: int, signum: int, devices: int = 1) -> int:
+        """Signals a run as soon as it has recorded `step`; returns its exit status."""
+        process = self.start(name, devices)
+        deadline = time.monotonic() + 120
+        try:
+            while not any(r["step"] >= step for r in read_metrics(self.directory / name)):
+                assert process.poll() is None, (self.directory / f"{name}.log").read_text()[-3000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            process.send_signal(signum)
+            return process.wait(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+
+    def losses(self, name: str) -> list[float]:
+        records = [r for r in read_metrics(self.directory / name) if "loss" in r]
+        assert [r["step"] for r in records] == list(range(1, STEPS + 1))
+        return [r["loss"] for r in records]
+
+    def params(self, name: str):
+        return load_params(self.directory / name / "params")[0]
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory):
+    launcher = Launcher(tmp_path_factory.mktemp("launch"))
+    launcher.finish("uninterrupted")
+    return launcher
+
+
+def test_killed_at_random_steps_it_ends_with_the_same_bits(launcher):
+    rng = random.Random(0)
+    kills = [rng.randrange(low, low + 8) for low in (3, 18, 33)]
+    codes = [launcher.stop("killed", step, signal.SIGKILL) for step in kills]
+    assert codes == [-signal.SIGKILL] * 3
+    launcher.finish("killed")
+    assert launcher.losses("killed") == launcher.losses("uninterrupted")
+    expected = launcher.params("uninterrupted")
+    jax.tree.map(np.testing.assert_array_equal, launcher.params("killed"), expected)
+
+
+def test_signals_save_and_exit_non_zero_and_eight_devices_continue_on_one(launcher):
+    assert launcher.stop("moved", 10, signal.SIGTERM, devices=8) == 128 + signal.SIGTERM
+    assert launcher.stop("moved", 25, signal.SIGINT, devices=8) == 128 + signal.SIGINT
+    launcher.finish("moved", devices=1)
+    log = (launcher.directory / "moved.log").read_text()
+    assert "which are saved: run the same command to continue" in log
+    # Other devices add up in another order; Adam turns last bits of a gradient into more.
+    np.testing.assert_allclose(
+        launcher.losses("moved"), launcher.losses("uninterrupted"), rtol=1e-4
+    )
+
+
+def test_a_wrong_field_is_named(launcher):
+    process = launcher.start("wrong", 1, "--config.objective.name=sedd")
+    assert process.wait(timeout=60) != 0
+    assert "expected one of ['mdlm', 'duo', 'ar']" in (launcher.directory / "wrong.log").read_text()
