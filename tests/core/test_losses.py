@@ -220,3 +220,14 @@ def test_bad_input_is_named(case):
     call, error, message = case
     with pytest.raises(error, match=message):
         call()
+
+
+def test_autoregressive_is_the_chain_rule():
+    """Summed over a sequence: -log of the product of next-token probabilities."""
+    logits = jax.random.normal(jax.random.key(0), (B, L, V))
+    tokens = jax.random.randint(jax.random.key(1), (B, L), 0, V)
+    nats = mdm.autoregressive(logits, tokens, jnp.ones((B, L), bool)).sum(-1)
+    probs = np.float64(jax.nn.softmax(logits))
+    for row in range(B):
+        product = np.prod([probs[row, i, tokens[row, i + 1]] for i in range(L - 1)])
+        np.testing.assert_allclose(nats[row], -np.log(product), rtol=1e-5)
