@@ -24,7 +24,7 @@ ALLOWED = {
 THIRD_PARTY = {
     "core": {"jax", "numpy"},
     "models": {"jax", "numpy", "flax"},
-    "data": {"numpy", "grain"},
+    "data": {"numpy", "grain", "tokenizers"},
     "configs": {"ml_collections"},
 }
 FILES = [

@@ -20,12 +20,14 @@ from mdm_jax.data.baselines import (
 from mdm_jax.data.batches import Batches, evaluation_batches
 from mdm_jax.data.packing import Packed, check_ids, pack
 from mdm_jax.data.sources import Documents, in_memory, python_documentation, split, text_files
+from mdm_jax.data.tokenizer_files import JsonTokenizer
 from mdm_jax.data.tokenizers import ByteTokenizer, Tokenizer
 
 __all__ = [
     "Batches",
     "ByteTokenizer",
     "Documents",
+    "JsonTokenizer",
     "Packed",
     "Tokenizer",
     "bigram_conditional_entropy",

@@ -32,7 +32,6 @@ SCHEDULES: dict[str, Callable[[Mapping[str, Any]], mdm.Schedule]] = {
 }
 OBJECTIVES = ("mdlm", "duo", "ar")
 SOURCES = ("python_documentation", "text_files", "in_memory")
-TOKENIZERS: dict[str, Callable[[], data.Tokenizer]] = {"byte": data.ByteTokenizer}
 
 _INIT_FOLD = 2**32 - 1  # no training step has this number, so no noise shares the key
 
@@ -107,7 +106,7 @@ def build(config: Mapping[str, Any], *, documents: data.Documents | None = None)
         FileNotFoundError: if there is no text at ``data.path``.
     """
     config = checked(config)
-    tokenizer = _choose("data.tokenizer", config["data"]["tokenizer"], TOKENIZERS)()
+    tokenizer = _tokenizer(config["data"]["tokenizer"])
     process, objective = _family(config, tokenizer.vocab_size)
     num_ids = tokenizer.vocab_size if process is None else process.num_ids
     model = DiT(_model_config(config["model"], num_ids))
@@ -199,6 +198,15 @@ def _documents(section: Mapping[str, Any], given: data.Documents | None) -> data
     if given is not None:
         return given
     return data.text_files(path) if source == "text_files" else data.python_documentation()
+
+
+def _tokenizer(name: str) -> data.Tokenizer:
+    """The tokenizer of ``data.tokenizer``: "byte", or the path of a tokenizer.json."""
+    if name == "byte":
+        return data.ByteTokenizer()
+    if name.endswith(".json"):
+        return data.JsonTokenizer(name)
+    raise ValueError(f"unknown data.tokenizer {name!r}: expected 'byte' or a path to a .json file")
 
 
 def _choose(field: str, name: str, options: Mapping[str, Any]) -> Any:

@@ -31,7 +31,7 @@ FIELDS: dict[str, Any] = {
     "data": {
         "source": str,  # "python_documentation", "text_files", "in_memory"
         "path": str,  # of text_files
-        "tokenizer": str,  # "byte"
+        "tokenizer": str,  # "byte", or the path of a tokenizer.json
         "length": int,
         "held_out": float,  # share of the documents
     },
