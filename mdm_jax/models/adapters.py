@@ -96,7 +96,7 @@ def equinox(model: Callable[..., jax.Array], process: Process | None = None) -> 
     return function(jax.vmap(model), process)
 
 
-def function(f: Callable[..., jax.Array], process: Process | None = None) -> LogitsFn:
+def function(f: Callable[..., Any], process: Process | None = None) -> LogitsFn:
     """Adapts a plain function of a batch, called as `f(tokens, sigma)`.
 
     Args:

@@ -139,21 +139,15 @@ class Block(nn.Module):
             cond: float32[B, C], or float32[1, C] for all sequences, or None without adaLN.
             angles: Rotary cosines and sines, float32[L, head_dim / 2] each.
         """
-        config = self.config
-
-        def residual(branch, gate):
-            branch = self._dropout(branch.astype(jnp.float32))
-            return x + (branch if gate is None else gate * branch)
-
         if cond is None:
             shift1 = scale1 = gate1 = shift2 = scale2 = gate2 = None
         else:
             # The published order: shift, scale, gate of attention, then of the MLP.
-            shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(6, config)(cond)
+            shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(6, self.config)(cond)
         h = _modulate(_norm("norm_attention")(x), shift1, scale1)
-        x = residual(self._attend(h, angles), gate1)
+        x = x + self._gated(self._attend(h, angles), gate1)
         h = _modulate(_norm("norm_mlp")(x), shift2, scale2)
-        x = residual(self._mlp(h), gate2)
+        x = x + self._gated(self._mlp(h), gate2)
         return x, None
 
     def _attend(self, h: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -186,16 +180,17 @@ class Block(nn.Module):
         h = _dense(hidden, config.width, config.dtype, name="mlp_in")(h)
         return _dense(config.width, hidden, config.dtype, name="mlp_out")(nn.gelu(h))
 
-    def _dropout(self, x: jax.Array) -> jax.Array:
-        """Returns x with entries zeroed at the configured rate and the rest scaled up.
+    def _gated(self, branch: jax.Array, gate: jax.Array | None) -> jax.Array:
+        """Returns what a branch adds to the stream, float32[B, L, D], after dropout.
 
-        `nn.Dropout` selects with `lax.select`, which an Explicit mesh refuses for a sharded x.
+        Not `nn.Dropout`: it uses `lax.select`, which an Explicit mesh refuses for sharded arrays.
         """
+        branch = branch.astype(jnp.float32)
         rate = self.config.dropout
-        if self.deterministic or rate == 0.0:
-            return x
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, x.shape)
-        return jnp.where(keep, x / (1.0 - rate), 0.0)
+        if rate > 0.0 and not self.deterministic:
+            keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, branch.shape)
+            branch = jnp.where(keep, branch / (1.0 - rate), 0.0)
+        return branch if gate is None else gate * branch
 
 
 class Head(nn.Module):
@@ -231,7 +226,7 @@ def _stacked(config: DiTConfig) -> type[nn.Module]:
         block,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
         length=config.layers,
         unroll=config.unroll,
     )
@@ -239,7 +234,7 @@ def _stacked(config: DiTConfig) -> type[nn.Module]:
 
 def _modulate(x: jax.Array, shift: jax.Array | None, scale: jax.Array | None) -> jax.Array:
     """Returns x (1 + scale) + shift, or x itself without adaLN."""
-    return x if scale is None else x * (1.0 + scale) + shift
+    return x if shift is None or scale is None else x * (1.0 + scale) + shift
 
 
 def _modulation(parts: int, config: DiTConfig):

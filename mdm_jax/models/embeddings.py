@@ -2,9 +2,26 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 BASE = 10_000.0
 """Ratio of the longest to the shortest wavelength, of time features and rotary angles alike."""
+
+
+def frequencies(dim: int) -> np.ndarray:
+    """Returns 10000^(-2k / dim) for k = 0, 1, ...: `dim / 2` angular frequencies, falling from 1.
+
+    Args:
+        dim: Number of features, two to a frequency.
+
+    Returns:
+        float32[dim / 2], rounded once from float64.
+
+    Examples:
+        >>> frequencies(4)
+        array([1.  , 0.01], dtype=float32)
+    """
+    return (BASE ** -(np.arange(0, dim, 2) / dim)).astype(np.float32)
 
 
 def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -36,8 +53,8 @@ def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
 def time_features(sigma: jax.Array, dim: int) -> jax.Array:
     """Returns the sinusoidal features of a noise level.
 
-    The features are `[cos(sigma f), sin(sigma f)]` with `f_k = 10000^(-2k / dim)`, and sigma is
-    not scaled: at sigma = 0 they are ones, then zeros.
+    The features are `[cos(sigma f), sin(sigma f)]` with the `frequencies` f, and sigma is not
+    scaled: at sigma = 0 they are ones, then zeros.
 
     Args:
         sigma: float32[B], the noise level -log alpha(t).
@@ -50,7 +67,7 @@ def time_features(sigma: jax.Array, dim: int) -> jax.Array:
         >>> time_features(jnp.zeros(1), 4)
         Array([[1., 1., 0., 0.]], dtype=float32)
     """
-    angles = sigma[:, None] * _frequencies(dim)[None, :]
+    angles = sigma[:, None] * frequencies(dim)[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -69,7 +86,7 @@ def rotary_angles(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.A
         >>> cos.shape
         (3, 2)
     """
-    angles = positions[:, None].astype(jnp.float32) * _frequencies(head_dim)[None, :]
+    angles = positions[:, None].astype(jnp.float32) * frequencies(head_dim)[None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -97,8 +114,3 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
-
-
-def _frequencies(dim: int) -> jax.Array:
-    """Returns float32[dim / 2]: BASE^(-2k / dim) for k = 0, 1, ..."""
-    return BASE ** -(jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)

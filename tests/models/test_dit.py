@@ -21,17 +21,18 @@ def loss(model, params, tokens):
 def test_it_starts_as_the_identity_with_flat_logits(tokens):
     model = DiT(DiTConfig(num_ids=11, width=16, layers=2, heads=2, cond_dim=8, dropout=0.5))
     params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
-    logits, seen = model.apply(
-        {"params": params},
+    logits, seen = apply(
+        model,
+        params,
         tokens,
         deterministic=False,
         rngs={"dropout": jax.random.key(1)},
         capture_intermediates=lambda module, _: module.name == "blocks",
         mutable=["intermediates"],
     )
-    stream = seen["intermediates"]["blocks"]["__call__"][0][0]
+    streams = seen["intermediates"]["blocks"]["__call__"][0][0]  # After each of the two layers.
     assert not jnp.any(logits)
-    assert jnp.array_equal(stream, params["embedding"][tokens])
+    np.testing.assert_array_equal(streams, jnp.stack([params["embedding"][tokens]] * 2))
     for name in ("qkv", "attention_out", "mlp_in"):
         kernel = params["blocks"][name]["kernel"]
         assert 0.9 / 4 < jnp.abs(kernel).max() <= 1 / 4, name  # U(+-1 / sqrt(fan_in = 16))
@@ -79,23 +80,21 @@ def test_bfloat16_rounds_matmuls_but_not_the_stream(build, tokens, sigma):
     error = jnp.abs(logits.astype(jnp.float32) - exact)
     assert 0 < error.max() < 0.03 * jnp.abs(exact).max()
     dtypes = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.dtype.name
+        jax.tree_util.keystr(path, simple=True, separator="/").split("__call__")[0]: leaf.dtype
         for path, leaf in jax.tree_util.tree_leaves_with_path(seen["intermediates"])
     }
-    rounded = {path.split("/")[-3] for path, dtype in dtypes.items() if dtype == "bfloat16"}
-    assert rounded == {"qkv", "attention_out", "mlp_in", "mlp_out", "logits", "head"} | {
-        path.split("/")[-3] for path in dtypes if path == "__call__/0"
-    }
-    assert all(
-        dtype == "float32"
-        for path, dtype in dtypes.items()
-        if "norm" in path or "time" in path or "modulation" in path or path.startswith("blocks/__")
+    matmuls = ("qkv", "attention_out", "mlp_in", "mlp_out")
+    rounded = {f"blocks/{name}/" for name in matmuls} | {"head/logits/", "head/", ""}
+    assert {path for path, dtype in dtypes.items() if dtype == jnp.bfloat16} == rounded
+    assert {"blocks/", "blocks/norm_mlp/", "blocks/modulation/", "time/", "time/mlp_in/"} < (
+        dtypes.keys() - rounded
     )
 
 
 def test_dropout_needs_a_key_and_differs_between_layers_and_keys(build, tokens):
     model, params = build(dropout=0.5)
 
+    @jax.jit
     def dropped(seed):
         rngs = {"dropout": jax.random.key(seed)}
         return model.apply({"params": params}, tokens, deterministic=False, rngs=rngs)

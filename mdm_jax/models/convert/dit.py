@@ -116,7 +116,7 @@ def dit_state_dict(params: Mapping[str, Any], config: DiTConfig) -> dict[str, np
             k for k in flat.keys() | expected.keys() if flat.get(k) != expected.get(k)
         )
         raise ValueError(f"params are not those of {config}: {', '.join(differing)} differ.")
-    state = {"rotary_emb.inv_freq": _rotary(config)}
+    state = {"rotary_emb.inv_freq": embeddings.frequencies(config.head_dim)}
     for leaf in _leaves(config):
         node: Any = params
         for key in leaf.path:
@@ -196,17 +196,12 @@ def _check_names_and_shapes(
 def _check_rotary(frequencies: np.ndarray | None, config: DiTConfig) -> None:
     if frequencies is not None and not (
         frequencies.shape == (config.head_dim // 2,)
-        and np.allclose(frequencies, _rotary(config), rtol=1e-5, atol=0)
+        and np.allclose(frequencies, embeddings.frequencies(config.head_dim), rtol=1e-5, atol=0)
     ):
         raise ValueError(
             f"rotary_emb.inv_freq is not that of heads of width {config.head_dim} and base 10000: "
             f"got {frequencies}. Check width and heads."
         )
-
-
-def _rotary(config: DiTConfig) -> np.ndarray:
-    exponents = np.arange(0, config.head_dim, 2) / config.head_dim
-    return (embeddings.BASE**-exponents).astype(np.float32)
 
 
 def _abstract(config: DiTConfig) -> Any:
