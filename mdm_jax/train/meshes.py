@@ -41,7 +41,8 @@ def make_mesh(
         axes: size by axis name, of which one may be -1: whatever is left. None is
             ``{"data": -1, "fsdp": 1, "tensor": 1}``.
         axis_type: how the compiler treats the axes. (`jax.make_mesh` on its own makes Explicit
-            axes.)
+            axes. On those a model must say how each operation is sharded: `DiT` runs on them with
+            its parameters replicated, and needs Auto axes for "fsdp" and "tensor".)
 
     Raises:
         ValueError: if the sizes do not multiply to the number of devices.

@@ -67,32 +67,30 @@ def test_step_is_gradient_descent_on_the_mean_loss_per_token(expected):
     assert_same(new.ema, ema)
 
 
-@pytest.mark.parametrize("accumulate", [2, 16])
-def test_micro_batches_change_nothing(expected, accumulate):
-    assert_same(run(jit_train_step(accumulate=accumulate, **toy.SETTINGS), toy.state()), expected)
+def test_micro_batches_change_nothing(expected):
+    assert_same(run(jit_train_step(accumulate=4, **toy.SETTINGS), toy.state()), expected)
 
 
 def test_mean_of_micro_batch_means_would_have_been_caught():
     """The micro-batches of the toy batch hold different numbers of tokens."""
     where = toy.batch(0)["where"]
-    assert where[::2].sum() != where[1::2].sum()
+    assert len({int(where[i::4].sum()) for i in range(4)}) > 1
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_data_parallel_mesh_changes_nothing(expected, axis_type, accumulate):
-    assert_same(on_mesh({"data": -1}, axis_type, accumulate=accumulate), expected)
+@pytest.mark.parametrize(
+    ("axes", "axis_type", "accumulate"),
+    [
+        ({"data": -1}, AxisType.Auto, 1),
+        ({"data": -1}, AxisType.Explicit, 2),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, AxisType.Auto, 2),
+    ],
+)
+def test_meshes_change_nothing(expected, axes, axis_type, accumulate):
+    assert_same(on_mesh(axes, axis_type, accumulate=accumulate), expected)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_sharded_parameters_change_nothing(expected, accumulate):
-    axes = {"data": 2, "fsdp": 2, "tensor": 2}
-    assert_same(on_mesh(axes, AxisType.Auto, accumulate=accumulate), expected)
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("check_vma", [True, False])
-def test_shard_map_changes_nothing(expected, accumulate, check_vma):
+@pytest.mark.parametrize(("check_vma", "accumulate"), [(True, 1), (True, 2), (False, 1)])
+def test_shard_map_changes_nothing(expected, check_vma, accumulate):
     mesh = make_mesh({"data": -1})
     step = partial(train_step, axis_name="data", accumulate=accumulate, **toy.SETTINGS)
     spec = PartitionSpec
@@ -103,9 +101,8 @@ def test_shard_map_changes_nothing(expected, accumulate, check_vma):
     assert_same(run(jax.jit(mapped), state, lambda b: to_global(b, mesh)), expected)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_pmap_changes_nothing(expected, accumulate):
-    assert_same(run(pmap_train_step(accumulate=accumulate, **toy.SETTINGS), toy.state()), expected)
+def test_pmap_changes_nothing(expected):
+    assert_same(run(pmap_train_step(accumulate=2, **toy.SETTINGS), toy.state()), expected)
 
 
 def test_a_batch_without_tokens_has_no_loss_and_no_gradient():
