@@ -5,6 +5,7 @@ name and renamed when complete, so a run killed at any moment leaves only whole 
 that is damaged later is set aside, loudly, and the one before it is used.
 """
 
+import errno
 import json
 import logging
 import shutil
@@ -221,8 +222,9 @@ class _WriteErrors:
         directory = self.checkpoints.directory
         steps = self.checkpoints._manager.all_steps(read=True)
         free = shutil.disk_usage(directory).free / 2**20
+        no_space = "No space left" in str(error)  # TensorStore's errors carry no errno
         raise OSError(
-            getattr(error, "errno", None),
+            errno.ENOSPC if no_space else getattr(error, "errno", None) or errno.EIO,
             f"could not write a checkpoint to {directory} ({free:.0f} MiB free): "
             f"{_first_line(error)}. Whole checkpoints there: {sorted(steps) or 'none'}. Free space "
             "or choose another disk, then run the same command to resume",

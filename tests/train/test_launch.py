@@ -36,7 +36,9 @@ class Launcher:
         fields |= {"train.checkpoint_every": 7, "evaluation.max_windows": 8}
         self.flags = [f"--config.{name}={value}" for name, value in fields.items()]
 
-    def start(self, name: str, devices: int = 1, *flags: str) -> subprocess.Popen:
+    def start(
+        self, name: str, devices: int = 1, *flags: str, host: int | None = None
+    ) -> subprocess.Popen:
         command = [sys.executable, ROOT / "launch" / "train.py"]
         command += [f"--config={ROOT / 'configs' / 'quickstart.py'}", *self.flags, *flags]
         env = os.environ | {
@@ -45,6 +47,11 @@ class Launcher:
             "JAX_COMPILATION_CACHE_DIR": str(self.directory / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         }
+        if host is not None:  # as one of two tasks of a SLURM step
+            command.append("--multihost")
+            task = {"PROCID": host, "LOCALID": host, "NTASKS": 2, "JOB_ID": os.getpid()}
+            env |= {f"SLURM_{k}": str(v) for k, v in task.items()}
+            env["SLURM_STEP_NODELIST"] = "localhost"
         command.append(f"--workdir={self.directory / name}")
         with (self.directory / f"{name}.log").open("a") as log:
             return subprocess.Popen(command, env=env, stdout=log, stderr=log)
@@ -55,18 +62,24 @@ class Launcher:
 
     def stop(self, name: str, step: int, signum: int, devices: int = 1) -> int:
         """Signals a run as soon as it has recorded `step`; returns its exit status."""
-        process = self.start(name, devices)
+        (code,) = self.signaled(name, step, signum, [self.start(name, devices)])
+        return code
+
+    def signaled(self, name: str, step: int, signum: int, processes: list) -> list[int]:
+        """Signals the last of a run's processes at `step`; returns all their exit statuses."""
         deadline = time.monotonic() + 120
         try:
             while not any(r["step"] >= step for r in read_metrics(self.directory / name)):
-                assert process.poll() is None, (self.directory / f"{name}.log").read_text()[-3000:]
+                running = all(process.poll() is None for process in processes)
+                assert running, (self.directory / f"{name}.log").read_text()[-3000:]
                 assert time.monotonic() < deadline
                 time.sleep(0.005)
-            process.send_signal(signum)
-            return process.wait(timeout=60)
+            processes[-1].send_signal(signum)
+            return [process.wait(timeout=60) for process in processes]
         finally:
-            process.kill()
-            process.wait()
+            for process in processes:
+                process.kill()
+                process.wait()
 
     def losses(self, name: str) -> list[float]:
         records = [r for r in read_metrics(self.directory / name) if "loss" in r]
@@ -95,12 +108,16 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(launcher):
     jax.tree.map(np.testing.assert_array_equal, launcher.params("killed"), expected)
 
 
-def test_signals_save_and_exit_non_zero_and_eight_devices_continue_on_one(launcher):
-    assert launcher.stop("moved", 10, signal.SIGTERM, devices=8) == 128 + signal.SIGTERM
-    assert launcher.stop("moved", 25, signal.SIGINT, devices=8) == 128 + signal.SIGINT
+def test_signals_save_and_exit_non_zero_and_other_machines_continue(launcher):
+    """From eight devices, to two hosts of two devices each, to one device."""
+    assert launcher.stop("moved", 5, signal.SIGTERM, devices=8) == 128 + signal.SIGTERM
+    assert launcher.stop("moved", 12, signal.SIGINT, devices=8) == 128 + signal.SIGINT
+    hosts = [launcher.start("moved", 2, host=host) for host in (0, 1)]
+    codes = launcher.signaled("moved", 20, signal.SIGTERM, hosts)  # one host alone gets it
+    assert codes == [128 + signal.SIGTERM] * 2
     launcher.finish("moved", devices=1)
     log = (launcher.directory / "moved.log").read_text()
-    assert "which are saved: run the same command to continue" in log
+    assert log.count("which are saved: run the same command to continue") == 4
     # Other devices add up in another order; Adam turns last bits of a gradient into more.
     np.testing.assert_allclose(
         launcher.losses("moved"), launcher.losses("uninterrupted"), rtol=1e-4
