@@ -6,9 +6,12 @@ that is damaged later is set aside, loudly, and the one before it is used.
 """
 
 import errno
+import gc
 import json
 import logging
+import os
 import shutil
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -220,15 +223,23 @@ class _WriteErrors:
         if not isinstance(error, Exception):
             return
         directory = self.checkpoints.directory
-        steps = self.checkpoints._manager.all_steps(read=True)
+        self.checkpoints._manager.reload()
+        steps = self.checkpoints._manager.all_steps()
         free = shutil.disk_usage(directory).free / 2**20
-        no_space = "No space left" in str(error)  # TensorStore's errors carry no errno
+        code, reason = getattr(error, "errno", None) or errno.EIO, _first_line(error)
+        if "No space left" in str(error):  # TensorStore's errors carry no errno
+            code, reason = errno.ENOSPC, os.strerror(errno.ENOSPC)
+        # Writers abandoned half-way would otherwise complain by the hundred when Python exits.
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        del error
+        gc.collect()
         raise OSError(
-            errno.ENOSPC if no_space else getattr(error, "errno", None) or errno.EIO,
-            f"could not write a checkpoint to {directory} ({free:.0f} MiB free): "
-            f"{_first_line(error)}. Whole checkpoints there: {sorted(steps) or 'none'}. Free space "
-            "or choose another disk, then run the same command to resume",
-        ) from error
+            code,
+            f"could not write a checkpoint to {directory} ({free:.0f} MiB free). Whole checkpoints "
+            f"there: {sorted(steps) or 'none'}. Free space or choose another disk, then run the "
+            f"same command to resume. The reason: {reason}",
+        ) from None
 
 
 def check_config(saved: Config, current: Config) -> None:
