@@ -104,6 +104,17 @@ def build(config: Mapping[str, Any], *, documents: data.Documents | None = None)
         ValueError: if a field is unknown, missing or of another type; if a name is unknown; or if
             two fields contradict each other. The message names the fields and what is valid.
         FileNotFoundError: if there is no text at ``data.path``.
+
+    Examples:
+        >>> from configs.quickstart import get_config
+        >>> config = get_config()
+        >>> config.data.source = "in_memory"
+        >>> texts = data.in_memory([f"document {i}: " + "text " * 50 for i in range(50)])
+        >>> experiment = build(config, documents=texts)
+        >>> experiment.process
+        Masked(vocab_size=256, schedule=LogLinear(eps=0.001), mask_id=256)
+        >>> jax.eval_shape(experiment.create_state).params["embedding"].shape
+        (257, 128)
     """
     config = checked(config)
     tokenizer = _tokenizer(config["data"]["tokenizer"])

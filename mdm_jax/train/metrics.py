@@ -101,6 +101,10 @@ def read_metrics(directory: str | Path) -> list[dict[str, float]]:
     """Returns the records of a run, in the order written; none if there is no file.
 
     A last line without its end, left by a killed process, is not a record.
+
+    Examples:
+        >>> read_metrics("no/such/run")
+        []
     """
     path = Path(directory) / "metrics.jsonl"
     if not path.exists():
@@ -136,6 +140,19 @@ class Reporter:
         start: steps taken before.
         steps: steps of the whole run.
         every: steps between records.
+
+    Examples:
+        >>> import tempfile
+        >>> from mdm_jax.weighted import WeightedSum
+        >>> directory = tempfile.mkdtemp()
+        >>> with MetricsWriter(directory) as writer:
+        ...     with Reporter(writer, lambda step: 0.1, start=0, steps=2, every=1) as reporter:
+        ...         for step in range(2):
+        ...             loss = WeightedSum(jax.numpy.float32(4.0), jax.numpy.float32(8.0))
+        ...             reporter.submit(step, {"loss": loss, "grad_norm": 1.0})
+        ...         reporter.flush()
+        >>> [(record["step"], record["loss"]) for record in read_metrics(directory)]
+        [(1, 0.5), (2, 0.5)]
     """
 
     def __init__(

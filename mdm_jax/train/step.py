@@ -63,6 +63,14 @@ def train_step(
 
     Raises:
         ValueError: if the batch does not divide into `accumulate` micro-batches.
+
+    Examples:
+        On each device of a mesh, with explicit collectives (see `jit_train_step` for the usual
+        way)::
+
+            step = partial(train_step, axis_name="data", **settings)
+            specs = (P(), P("data"))  # the state is replicated, the batch is split
+            step = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P()))
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     noise_key, dropout_key = jax.random.split(key)
