@@ -11,7 +11,6 @@ from jax.tree_util import Partial
 from mdm_jax.evaluation.samples import TextModel
 from mdm_jax.models.adapters import linen
 from mdm_jax.models.dit import DiT
-from mdm_jax.processes import Process
 from mdm_jax.train import experiment
 from mdm_jax.train.checkpoints import load_params
 from mdm_jax.train.fields import checked
