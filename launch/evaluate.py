@@ -1,0 +1,55 @@
+"""Bounds the negative log-likelihood of a trained model on the held-out text of its run.
+
+    python launch/evaluate.py --checkpoint=runs/quickstart --samples=8
+
+Prints nats per token and bits per byte with standard errors, and simple models of the same text.
+For an autoregressive model the number is its likelihood, not a bound.
+"""
+
+from absl import app, flags, logging
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A run, one of its checkpoints, or a folder of exported params."
+)
+_SAMPLES = flags.DEFINE_integer("samples", 8, "Noise draws per window, an even number.")
+_STRATA = flags.DEFINE_enum(
+    "strata",
+    "auto",
+    ["auto", "count", "time"],
+    "What the draws are spread over: the number of masks (masked models only) or the time.",
+)
+_WINDOWS = flags.DEFINE_integer("windows", 0, "Held-out windows to use, evenly spaced; 0: all.")
+_BATCH = flags.DEFINE_integer("batch", 64, "Windows per model call.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
+
+
+def main(argv: list[str]) -> None:
+    """Loads, evaluates, prints."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    from mdm_jax.evaluation.held_out import baselines, held_out_bound, table
+    from mdm_jax.train.experiment import build
+    from mdm_jax.train.trained import load_trained
+
+    trained = load_trained(_CHECKPOINT.value)
+    limit = {"max_windows": _WINDOWS.value}
+    config = trained.config | {"evaluation": trained.config["evaluation"] | limit}
+    experiment = build(config)
+    packed = experiment.evaluation_data()
+    bound = held_out_bound(
+        trained.text_model,
+        packed,
+        samples=_SAMPLES.value,
+        strata=_STRATA.value,
+        batch_size=_BATCH.value,
+        seed=_SEED.value,
+    )
+    rivals = baselines(experiment.train_data, packed, experiment.tokenizer)
+    print(f"{trained.origin}\n{bound.summary()}\n")
+    print(table(bound.bits_per_byte, bound.bits_per_byte_error, rivals))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("checkpoint")
+    app.run(main)

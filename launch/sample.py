@@ -1,0 +1,71 @@
+r"""Samples text from a trained model.
+
+    python launch/sample.py --checkpoint=runs/quickstart --prompt="Return the "
+    python launch/sample.py --checkpoint=runs/quickstart --template="Return {{20}} of the string."
+
+In a template, ___ (three underscores or more) is a gap of that many tokens, {{20}} one of 20, and
+everything else is kept. --html writes a page on which the first sample comes into being.
+"""
+
+from absl import app, flags, logging
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A run, one of its checkpoints, or a folder of exported params."
+)
+_SAMPLER = flags.DEFINE_string(
+    "sampler", "auto", "first_hitting, ancestral or left_to_right; auto takes what fits the model."
+)
+_STEPS = flags.DEFINE_integer("steps", 0, "Most model calls; 0: about one per open token.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Divides the logits.")
+_NUCLEUS = flags.DEFINE_float("nucleus", 1.0, "Keep the top tokens of this mass; 1 keeps all.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
+_BATCH = flags.DEFINE_integer("batch", 1, "Number of samples.")
+_LENGTH = flags.DEFINE_integer(
+    "length", 0, "Tokens of the canvas; 0: exactly the template, else as in training."
+)
+_PROMPT = flags.DEFINE_string("prompt", "", "Text that samples begin with.")
+_TEMPLATE = flags.DEFINE_string("template", "", r"Text with gaps; \n is a line break.")
+_HTML = flags.DEFINE_string("html", "", "Page to write.")
+
+
+def main(argv: list[str]) -> None:
+    """Loads, samples, prints."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: quote a --prompt with spaces")
+    logging.set_verbosity(logging.WARNING)
+    import jax
+
+    from mdm_jax.evaluation.canvas import canvas
+    from mdm_jax.evaluation.pictures import samples_html
+    from mdm_jax.evaluation.samples import sample_text
+    from mdm_jax.train.trained import load_trained
+
+    trained = load_trained(_CHECKPOINT.value)
+    whole = 0 if _TEMPLATE.value else trained.config["data"]["length"]
+    layout = canvas(
+        trained.text_model.tokenizer,
+        prompt=_PROMPT.value.replace("\\n", "\n"),
+        template=_TEMPLATE.value.replace("\\n", "\n"),
+        length=_LENGTH.value or whole,
+    )
+    samples = sample_text(
+        jax.random.key(_SEED.value),
+        trained.text_model,
+        layout,
+        sampler=_SAMPLER.value,
+        steps=_STEPS.value,
+        temperature=_TEMPERATURE.value,
+        nucleus=_NUCLEUS.value,
+        batch=_BATCH.value,
+        watch=bool(_HTML.value),
+        progress=True,
+    )
+    print(samples.show())
+    print(f"\n{trained.origin}\n{samples.summary()}")
+    if _HTML.value:
+        print(f"trajectory: {samples_html(_HTML.value, samples, trained.text_model, layout)}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("checkpoint")
+    app.run(main)
