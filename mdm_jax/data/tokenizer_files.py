@@ -15,41 +15,51 @@ _END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "[SEP]")
 class JsonTokenizer:
     """The tokenizer in a `tokenizer.json` file; needs the `tokenizers` package.
 
-    Special tokens of the file are not added to texts: `pack` ends documents with `eos_id`.
+    No special token is added to a text, and none is read out of it: a document that mentions
+    ``<|endoftext|>`` in so many letters does not end there. `pack` ends documents with `eos_id`.
+    Bytes that are not UTF-8 are read as U+FFFD, one for each, as these tokenizers take text only.
 
     Attributes:
         path: the file. Nothing is downloaded.
         end: the token that ends a document; by default the first that the file has of
             ``<|endoftext|>``, ``</s>``, ``<|end_of_text|>``, ``[SEP]``.
+        vocab_size: one more than the largest id, added tokens included.
+        eos_id: the id of `end`.
 
     Raises:
         ImportError: if `tokenizers` is not installed.
         FileNotFoundError: if there is no such file.
         ValueError: if the file is no tokenizer, or has no such end token.
+
+    Examples:
+        >>> import tempfile, tokenizers
+        >>> words = {"to": 0, "be": 1, "?": 2, "</s>": 3}
+        >>> file = tempfile.mkdtemp() + "/tokenizer.json"
+        >>> model = tokenizers.models.WordLevel(words, unk_token="?")
+        >>> plain = tokenizers.Tokenizer(model)
+        >>> plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        >>> plain.save(file)
+        >>> tokenizer = JsonTokenizer(file)
+        >>> tokenizer.encode("to be"), tokenizer.vocab_size, tokenizer.eos_id
+        (array([0, 1], dtype=int32), 4, 3)
     """
 
     path: str
     end: str = ""
+    vocab_size: int = dataclasses.field(init=False)
+    eos_id: int = dataclasses.field(init=False)
 
     def __post_init__(self):
-        if self.eos_id is None:
-            asked = [self.end] if self.end else list(_END_TOKENS)
-            raise ValueError(f"{self.path} has no token {' or '.join(asked)}: give end=...")
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
-        return self._tokenizer.get_vocab_size()
-
-    @functools.cached_property
-    def eos_id(self) -> int:
-        """The id that ends a document."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         candidates = [self.end] if self.end else _END_TOKENS
-        ids = (self._tokenizer.token_to_id(token) for token in candidates)
-        return next((i for i in ids if i is not None), None)  # type: ignore[return-value]
+        present = [token for token in candidates if token in vocabulary]
+        if not present:
+            raise ValueError(f"{self.path} has no token {' or '.join(candidates)}: give end=...")
+        object.__setattr__(self, "vocab_size", max(vocabulary.values()) + 1)
+        object.__setattr__(self, "eos_id", vocabulary[present[0]])
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """`text` as int32[n]; bytes that are not UTF-8 are read as U+FFFD."""
+        """`text` as int32[n]."""
         text = text.decode(errors="replace") if isinstance(text, bytes) else text
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
@@ -72,6 +82,8 @@ class JsonTokenizer:
                 "tokenizer.json from a model's folder"
             )
         try:
-            return tokenizers.Tokenizer.from_file(self.path)
+            tokenizer = tokenizers.Tokenizer.from_file(self.path)
         except Exception as error:  # the package raises bare Exception on a malformed file
             raise ValueError(f"{self.path} is not a tokenizer.json: {error}") from error
+        tokenizer.encode_special_tokens = True  # special tokens in a text are letters
+        return tokenizer

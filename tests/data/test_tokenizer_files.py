@@ -37,6 +37,12 @@ def test_text_survives_and_packs(path):
     assert packed.bytes == 2 * len(text.encode())
 
 
+def test_special_tokens_in_a_text_are_letters(path):
+    tokenizer = data.JsonTokenizer(path)
+    ids = tokenizer.encode("to <|endoftext|> be")
+    assert tokenizer.eos_id not in ids and tokenizer.decode(ids) == "to <|endoftext|> be"
+
+
 def test_bad_files_are_named(path, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no tokenizer file .*missing\.json"):
         data.JsonTokenizer(str(tmp_path / "missing.json"))
