@@ -28,15 +28,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
-    from mdm_jax.evaluation.held_out import baselines, held_out_bound, table
+    from mdm_jax.evaluation.held_out import baselines, evenly_spaced, held_out_bound, table
     from mdm_jax.train.experiment import build
     from mdm_jax.train.trained import load_trained
 
     trained = load_trained(_CHECKPOINT.value)
-    limit = {"max_windows": _WINDOWS.value}
-    config = trained.config | {"evaluation": trained.config["evaluation"] | limit}
-    experiment = build(config)
-    packed = experiment.evaluation_data()
+    experiment = build(trained.config)
+    packed = evenly_spaced(experiment.held_out, _WINDOWS.value)
     bound = held_out_bound(
         trained.text_model,
         packed,

@@ -1,0 +1,90 @@
+"""A model read back from a run, from one of its checkpoints, and from its export."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train import tiny
+
+from mdm_jax.evaluation.canvas import canvas
+from mdm_jax.evaluation.samples import sample_text
+from mdm_jax.train.checkpoints import Checkpoints, save_params
+from mdm_jax.train.experiment import build
+from mdm_jax.train.trained import load_trained
+
+FAMILIES = {
+    "mdlm": {},
+    "duo": {"objective": {"name": "duo"}, "model": {"time_conditioning": True}},
+    "ar": {
+        "objective": {"name": "ar"},
+        "model": {"causal": True, "adaln": False},
+        "ema": {"decay": 0.0},
+    },
+}
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with two checkpoints that differ, no export, and leavings of a killed save."""
+    workdir = tmp_path_factory.mktemp("run")
+    experiment = build(tiny.config(), documents=tiny.documents())
+    state = jax.jit(experiment.create_state)()
+    state = state._replace(ema=jax.tree.map(lambda x: x + 0.01, state.params))
+    later = state._replace(ema=jax.tree.map(lambda x: x + 0.02, state.params))
+    record = experiment.config | {"data_fingerprint": "feed"}
+    with Checkpoints(workdir / "checkpoints", asynchronous=False) as checkpoints:
+        checkpoints.save(2, state, record)
+        checkpoints.save(10, later, record)
+    (workdir / "checkpoints" / "12.orbax-checkpoint-tmp").mkdir()
+    return workdir, experiment, state, later
+
+
+def test_a_run_is_the_average_of_its_newest_checkpoint(run):
+    workdir, experiment, _, later = run
+    trained = load_trained(workdir)
+    equal(trained.params, later.ema)
+    assert trained.config == experiment.config
+    assert trained.origin == workdir / "checkpoints" / "10"
+    assert trained.text_model.process == experiment.process
+    equal(load_trained(workdir / "checkpoints").params, later.ema)
+    assert (workdir / "checkpoints" / "12.orbax-checkpoint-tmp").exists()  # the run may be alive
+
+
+def test_one_checkpoint_can_be_named(run):
+    workdir, _, state, _ = run
+    equal(load_trained(workdir / "checkpoints" / "2").params, state.ema)
+
+
+def test_the_logits_are_those_of_the_experiment(run):
+    workdir, experiment, _, later = run
+    tokens = jnp.asarray(experiment.held_out.tokens[:2])
+    logits = load_trained(workdir).text_model.logits_fn(tokens, jnp.float32(0.5))
+    expected = experiment.apply(later.ema, {"tokens": tokens}, None)
+    np.testing.assert_allclose(logits, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_exported_and_sampled(tmp_path, family):
+    experiment = build(tiny.config(**FAMILIES[family]), documents=tiny.documents())
+    save_params(tmp_path / "params", experiment.create_state().eval_params, experiment.config)
+    trained = load_trained(tmp_path / "params")
+    assert trained.text_model.process == experiment.process
+    layout = canvas(trained.text_model.tokenizer, prompt="the", length=8)
+    key = jax.random.key(0, impl="unsafe_rbg")
+    samples = sample_text(key, trained.text_model, layout, steps=4, batch=2)
+    assert samples.tokens.shape == (2, 8) and (samples.tokens < 256).all()
+    assert all(text.startswith("the") for text in samples.texts)
+
+
+def test_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        load_trained(tmp_path)
+    (tmp_path / "checkpoints" / "3" / "config").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "3" / "config" / "metadata").write_text("{}")
+    (tmp_path / "checkpoints" / "3" / "state").mkdir()
+    with pytest.raises(OSError, match=r"cannot be read.*name an older one"):
+        load_trained(tmp_path)
