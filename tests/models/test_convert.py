@@ -98,7 +98,7 @@ def test_every_misfit_is_named_at_once(state):
 
 def test_frequencies_of_other_heads_are_refused(state):
     state["backbone.rotary_emb.inv_freq"] = state["backbone.rotary_emb.inv_freq"] * 1.1
-    with pytest.raises(ValueError, match=r"rotary_emb.inv_freq is not that of heads of width 16"):
+    with pytest.raises(ValueError, match=r"rotary_emb.inv_freq is not that of DiTConfig"):
         dit_params(state, config())
 
 

@@ -6,49 +6,19 @@ are stacked along axis 0. Everything stays in host memory, as float32.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mdm_jax.models import embeddings
-from mdm_jax.models.configs import DiTConfig
+from mdm_jax.models.configs import SIZES, TIME_FEATURES, DiTConfig
+from mdm_jax.models.convert.family import Family
+from mdm_jax.models.convert.hints import Measured, fields_from, shown_by
+from mdm_jax.models.convert.leaves import Leaf, Shape, copied, transposed
 from mdm_jax.models.dit import DiT
 
 PREFIX = "backbone."
 """What published names begin with, in Lightning and Hugging Face checkpoints alike."""
-
-
-class _Leaf(NamedTuple):
-    """Where one parameter lies in both layouts.
-
-    Attributes:
-        path: Keys into the parameter tree.
-        name: Published name; "{}" stands for the block, where there is one.
-        shape: Shape here, without the axis of stacked blocks.
-        rows: For a kernel, its number of input features; None for whatever is copied unchanged.
-    """
-
-    path: tuple[str, ...]
-    name: str
-    shape: tuple[int, ...]
-    rows: int | None
-
-    @property
-    def published_shape(self) -> tuple[int, ...]:
-        """Shape in a published checkpoint."""
-        return (
-            self.shape if self.rows is None else (int(np.prod(self.shape)) // self.rows, self.rows)
-        )
-
-    def load(self, tensor: np.ndarray) -> np.ndarray:
-        """Returns a published tensor in the layout used here."""
-        return (tensor if self.rows is None else tensor.T).reshape(self.shape)
-
-    def store(self, array: np.ndarray) -> np.ndarray:
-        """Returns an array of ours in the published layout."""
-        return array if self.rows is None else np.ascontiguousarray(array.reshape(self.rows, -1).T)
 
 
 def dit_params(state: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, Any]:
@@ -66,6 +36,7 @@ def dit_params(state: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, 
             the rotary frequencies stored beside them are not those of `DiT`.
 
     Examples:
+        >>> import jax, jax.numpy as jnp
         >>> config = DiTConfig(num_ids=5, width=8, layers=2, heads=2, cond_dim=4)
         >>> tokens = jnp.zeros((1, 1), jnp.int32)
         >>> params = jax.jit(DiT(config).init)(jax.random.key(0), tokens)["params"]
@@ -74,18 +45,7 @@ def dit_params(state: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, 
         >>> jax.tree.all(jax.tree.map(np.array_equal, restored, params))
         True
     """
-    state = {name.removeprefix(PREFIX): np.asarray(value) for name, value in state.items()}
-    _check_rotary(state.pop("rotary_emb.inv_freq", None), config)
-    leaves = _leaves(config)
-    _check_names_and_shapes(state, leaves, config)
-    params: dict[str, Any] = {}
-    for leaf in leaves:
-        tensors = [leaf.load(state[name].astype(np.float32)) for name in _published(leaf, config)]
-        node = params
-        for key in leaf.path[:-1]:
-            node = node.setdefault(key, {})
-        node[leaf.path[-1]] = np.stack(tensors) if leaf.path[0] == "blocks" else tensors[0]
-    return params
+    return FAMILY.params(state, config)
 
 
 def dit_state_dict(params: Mapping[str, Any], config: DiTConfig) -> dict[str, np.ndarray]:
@@ -104,115 +64,148 @@ def dit_state_dict(params: Mapping[str, Any], config: DiTConfig) -> dict[str, np
         ValueError: If `params` is not the tree of this architecture.
 
     Examples:
+        >>> import jax, jax.numpy as jnp
         >>> config = DiTConfig(num_ids=5, width=8, layers=2, heads=2, cond_dim=4)
         >>> tokens = jnp.zeros((1, 1), jnp.int32)
         >>> params = jax.jit(DiT(config).init)(jax.random.key(0), tokens)["params"]
         >>> dit_state_dict(params, config)["backbone.blocks.1.attn_qkv.weight"].shape
         (24, 8)
     """
-    flat, expected = (_flat_shapes(tree) for tree in (params, _abstract(config)))
-    if flat != expected:
-        differing = sorted(
-            k for k in flat.keys() | expected.keys() if flat.get(k) != expected.get(k)
-        )
-        raise ValueError(f"params are not those of {config}: {', '.join(differing)} differ.")
-    state = {"rotary_emb.inv_freq": embeddings.frequencies(config.head_dim)}
-    for leaf in _leaves(config):
-        node: Any = params
-        for key in leaf.path:
-            node = node[key]
-        array = np.asarray(node, np.float32)
-        layers = array if leaf.path[0] == "blocks" else array[None]
-        for name, layer in zip(_published(leaf, config), layers, strict=True):
-            state[name] = leaf.store(layer)
-    return {PREFIX + name: value for name, value in state.items()}
+    return FAMILY.state_dict(params, config)
 
 
-def _names(config: DiTConfig) -> dict[str, str]:
-    """Returns published module names by ours, for the modules the architecture has."""
-    names = {
-        "blocks/norm_attention": "blocks.{}.norm1",
-        "blocks/qkv": "blocks.{}.attn_qkv",
-        "blocks/attention_out": "blocks.{}.attn_out",
-        "blocks/norm_mlp": "blocks.{}.norm2",
-        "blocks/mlp_in": "blocks.{}.mlp.0",
-        "blocks/mlp_out": "blocks.{}.mlp.2",
-        "head/norm": "output_layer.norm_final",
-        "head/logits": "output_layer.linear",
-    }
+def dit_leaves(config: DiTConfig) -> list[Leaf]:
+    """Returns every parameter of a `DiT`, in the order of the published module's parameters.
+
+    Args:
+        config: The architecture.
+
+    Examples:
+        >>> config = DiTConfig(num_ids=5, width=8, layers=2, heads=2, cond_dim=4)
+        >>> dit_leaves(config)[0].name
+        'vocab_embed.embedding'
+    """
+    leaves = [copied(["embedding"], "vocab_embed.embedding", (config.num_ids, config.width))]
     if config.adaln:
-        names |= {
-            "time/mlp_in": "sigma_map.mlp.0",
-            "time/mlp_out": "sigma_map.mlp.2",
-            "blocks/modulation": "blocks.{}.adaLN_modulation",
-            "head/modulation": "output_layer.adaLN_modulation",
-        }
-    return names
+        leaves += _dense(["time", "mlp_in"], "sigma_map.mlp.0", TIME_FEATURES, config.cond_dim)
+        leaves += _dense(["time", "mlp_out"], "sigma_map.mlp.2", config.cond_dim, config.cond_dim)
+    return leaves + _block(config) + _head(config)
 
 
-def _leaves(config: DiTConfig) -> list[_Leaf]:
-    """Returns every parameter of the architecture."""
-    names = _names(config)
-    leaves = []
-    for joined, shape in _flat_shapes(_abstract(config)).items():
-        path = tuple(joined.split("/"))
-        shape = shape[1:] if path[0] == "blocks" else shape
-        if joined == "embedding":
-            leaves.append(_Leaf(path, "vocab_embed.embedding", shape, rows=None))
-            continue
-        *module, kind = path
-        suffix = "bias" if kind == "bias" else "weight"
-        rows = None
-        if kind == "kernel":
-            rows = config.width if module[-1] == "attention_out" else shape[0]
-        leaves.append(_Leaf(path, f"{names['/'.join(module)]}.{suffix}", shape, rows))
+def _block(config: DiTConfig) -> list[Leaf]:
+    width, hidden, layers = config.width, config.mlp_ratio * config.width, config.layers
+    heads = (config.heads, config.head_dim)
+    leaves = [
+        copied(["blocks", "norm_attention", "scale"], "blocks.{}.norm1.weight", (width,)),
+        transposed(
+            ["blocks", "qkv", "kernel"], "blocks.{}.attn_qkv.weight", (width, 3, *heads), width
+        ),
+        transposed(
+            ["blocks", "attention_out", "kernel"],
+            "blocks.{}.attn_out.weight",
+            (*heads, width),
+            width,
+        ),
+        copied(["blocks", "norm_mlp", "scale"], "blocks.{}.norm2.weight", (width,)),
+        *_dense(["blocks", "mlp_in"], "blocks.{}.mlp.0", width, hidden),
+        *_dense(["blocks", "mlp_out"], "blocks.{}.mlp.2", hidden, width),
+    ]
+    if config.adaln:
+        leaves += _dense(
+            ["blocks", "modulation"], "blocks.{}.adaLN_modulation", config.cond_dim, 6 * width
+        )
+    return [leaf._replace(layers=layers) for leaf in leaves]
+
+
+def _head(config: DiTConfig) -> list[Leaf]:
+    width = config.width
+    leaves = [
+        copied(["head", "norm", "scale"], "output_layer.norm_final.weight", (width,)),
+        *_dense(["head", "logits"], "output_layer.linear", width, config.num_ids),
+    ]
+    if config.adaln:
+        leaves += _dense(
+            ["head", "modulation"], "output_layer.adaLN_modulation", config.cond_dim, 2 * width
+        )
     return leaves
 
 
-def _published(leaf: _Leaf, config: DiTConfig) -> list[str]:
-    """Returns the published names of a parameter, one per block where it is stacked."""
-    if leaf.path[0] == "blocks":
-        return [leaf.name.format(i) for i in range(config.layers)]
-    return [leaf.name]
-
-
-def _check_names_and_shapes(
-    state: Mapping[str, np.ndarray], leaves: list[_Leaf], config: DiTConfig
-) -> None:
-    expected = {name: leaf.published_shape for leaf in leaves for name in _published(leaf, config)}
-    missing = sorted(expected.keys() - state.keys())
-    extra = sorted(state.keys() - expected.keys())
-    misshapen = [
-        f"{name} {state[name].shape} instead of {shape}"
-        for name, shape in expected.items()
-        if name in state and state[name].shape != shape
+def _dense(path: list[str], name: str, rows: int, columns: int) -> list[Leaf]:
+    return [
+        transposed([*path, "kernel"], f"{name}.weight", (rows, columns), rows),
+        copied([*path, "bias"], f"{name}.bias", (columns,)),
     ]
-    problems = {"missing": missing, "left over": extra, "misshapen": misshapen}
-    if any(problems.values()):
-        listed = "; ".join(f"{k}: {', '.join(v)}" for k, v in problems.items() if v)
-        raise ValueError(f"the state dict does not fit {config}: {listed}.")
 
 
-def _check_rotary(frequencies: np.ndarray | None, config: DiTConfig) -> None:
-    if frequencies is not None and not (
-        frequencies.shape == (config.head_dim // 2,)
-        and np.allclose(frequencies, embeddings.frequencies(config.head_dim), rtol=1e-5, atol=0)
-    ):
-        raise ValueError(
-            f"rotary_emb.inv_freq is not that of heads of width {config.head_dim} and base 10000: "
-            f"got {frequencies}. Check width and heads."
-        )
+def _buffers(config: DiTConfig) -> dict[str, np.ndarray | None]:
+    return {"rotary_emb.inv_freq": embeddings.frequencies(config.head_dim)}
 
 
-def _abstract(config: DiTConfig) -> Any:
-    """Returns the shapes of the parameters, without computing any."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return jax.eval_shape(DiT(config).init, jax.random.key(0), tokens)["params"]
+def _recognizes(shapes: Mapping[str, Shape]) -> bool:
+    return "vocab_embed.embedding" in shapes and "blocks.0.attn_qkv.weight" in shapes
 
 
-def _flat_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Returns shapes by "/"-joined path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves
+def _config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> DiTConfig:
+    table = "vocab_embed.embedding"
+    width = shown_by(table, shapes, 1)
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    measured = {
+        "num_ids": shown_by(table, shapes, 0),
+        "width": width,
+        "layers": Measured(len(blocks), f"there are {len(blocks)} blocks"),
+        "adaln": Measured("sigma_map.mlp.0.weight" in shapes, "sigma_map.mlp.0.weight shows it"),
     }
+    if measured["adaln"].value:
+        measured["cond_dim"] = shown_by("sigma_map.mlp.0.weight", shapes, 0)
+    if "blocks.0.mlp.0.weight" in shapes:
+        hidden = shown_by("blocks.0.mlp.0.weight", shapes, 0)
+        measured["mlp_ratio"] = hidden._replace(value=hidden.value // width.value)
+    if "rotary_emb.inv_freq" in shapes:
+        pairs = shown_by("rotary_emb.inv_freq", shapes, 0)
+        measured["heads"] = pairs._replace(value=width.value // (2 * pairs.value))
+    fields = fields_from(measured, hints, _HINTS)
+    if "heads" not in fields:
+        fields["heads"] = _published_heads(fields["width"], fields["layers"])
+    # The published models without time parameters are the autoregressive baselines.
+    fields.setdefault("causal", not fields["adaln"])
+    return DiTConfig(**fields)
+
+
+def _published_heads(width: int, layers: int) -> int:
+    """Returns the heads of the published size with this width and depth."""
+    for size in SIZES.values():
+        if (size["width"], size["layers"]) == (width, layers):
+            return size["heads"]
+    raise ValueError(
+        f"the number of heads cannot be told from the tensors, and width {width} with {layers} "
+        f"layers is no published size: pass heads=."
+    )
+
+
+def _hints(config: DiTConfig) -> dict[str, Any]:
+    return {name: getattr(config, field) for field, name in _HINTS.items()}
+
+
+_HINTS = {
+    "num_ids": "vocab_size",
+    "width": "hidden_dim",
+    "cond_dim": "cond_dim",
+    "layers": "n_blocks",
+    "heads": "n_heads",
+    "dropout": "dropout",
+    "time_conditioning": "time_conditioning",
+    "causal": "causal",
+    "adaln": "adaln",
+}
+
+FAMILY = Family(
+    name="dit",
+    prefix=PREFIX,
+    recognizes=_recognizes,
+    config=_config,
+    module=DiT,
+    leaves=dit_leaves,
+    buffers=_buffers,
+    hints=_hints,
+)
+"""The DiT as the published masked, uniform-state and autoregressive models have it."""
