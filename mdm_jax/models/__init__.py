@@ -1,6 +1,6 @@
 """Denoising networks in Flax Linen, and adapters for models written elsewhere."""
 
-from mdm_jax.models import adapters, convert
+from mdm_jax.models import adapters, cache, convert, masks
 from mdm_jax.models.attention import attention
 from mdm_jax.models.configs import SIZES, DiTConfig, flops_per_token, parameter_count
 from mdm_jax.models.dit import DiT
@@ -11,7 +11,9 @@ __all__ = [
     "DiTConfig",
     "adapters",
     "attention",
+    "cache",
     "convert",
     "flops_per_token",
+    "masks",
     "parameter_count",
 ]

@@ -3,33 +3,44 @@
 import jax
 import jax.numpy as jnp
 
+from mdm_jax.models.masks import Mask
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
     """Returns softmax(q k^T / sqrt(head_dim)) v, with scores and softmax in float32.
 
     Written out rather than `jax.nn.dot_product_attention`, which under strict dtype promotion
     does not run in bfloat16 (jax 0.10.2).
 
     Args:
-        q: [B, L, H, head_dim] queries, in the compute dtype.
-        k: [B, L, H, head_dim] keys.
-        v: [B, L, H, head_dim] values.
-        causal: Let position i attend to positions <= i only.
+        q: [B, Q, H, head_dim] queries, in the compute dtype.
+        k: [B, K, G, head_dim] keys; G divides H, and consecutive query heads share a key head.
+        v: [B, K, G, head_dim] values.
+        mask: Which keys a query may attend to. Every query must be allowed one.
 
     Returns:
-        [B, L, H, head_dim], in the dtype of `v`.
+        [B, Q, H, head_dim], in the dtype of `v`.
+
+    Raises:
+        ValueError: If the heads of queries are not a multiple of those of keys, or the mask does
+            not fit the lengths.
 
     Examples:
+        >>> from mdm_jax.models.masks import Bidirectional, Causal
         >>> q = k = jnp.zeros((1, 2, 1, 1))
         >>> v = jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1)
-        >>> attention(q, k, v, causal=False).ravel(), attention(q, k, v, causal=True).ravel()
+        >>> attention(q, k, v, Bidirectional()).ravel(), attention(q, k, v, Causal()).ravel()
         (Array([2., 2.], dtype=float32), Array([1., 2.], dtype=float32))
     """
+    heads, groups = q.shape[2], k.shape[2]
+    if heads % groups:
+        raise ValueError(f"{heads} query heads are not a multiple of {groups} key heads.")
+    if groups != heads:
+        k, v = (jnp.repeat(x, heads // groups, axis=2) for x in (k, v))
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores *= q.shape[-1] ** -0.5
-    if causal:
-        length = q.shape[1]
-        seen = jnp.tril(jnp.ones((length, length), bool))
-        scores = jnp.where(seen[None, None], scores, -jnp.inf)
+    allowed = mask.allowed(q.shape[1], k.shape[1])
+    if allowed is not None:
+        scores = jnp.where(allowed[:, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)

@@ -4,22 +4,25 @@ A pre-norm transformer with rotary attention and a GELU MLP, whose blocks are sc
 gated by a time vector (adaLN-zero; Peebles & Xie, 2023). Block matmuls and the head run in
 `config.dtype`; the residual stream, LayerNorm and everything computed from time are float32.
 
+One set of parameters serves every published use: masked and uniform diffusion and autoregression
+(`model(tokens, sigma)`), Duo's relaxed tokens, Eso-LM's permuted positions and masks, block
+diffusion's two streams, and generation with a cache (`decode`).
+
 The module knows no mesh: parameters are a plain pytree with the layers stacked along axis 0 of
 every leaf under "blocks", and sharding is decided by whoever places parameters and tokens.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from mdm_jax.models import embeddings
-from mdm_jax.models.attention import attention
-from mdm_jax.models.configs import TIME_FEATURES, DiTConfig
-
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from mdm_jax.models.cache import Cache
+from mdm_jax.models.configs import DiTConfig
+from mdm_jax.models.layers import Head, TimeMLP, stacked_blocks, uniform
+from mdm_jax.models.masks import Bidirectional, Causal, Mask, TwoStream
 
 
 class DiT(nn.Module):
@@ -40,47 +43,131 @@ class DiT(nn.Module):
 
     config: DiTConfig
 
-    @nn.compact
     def __call__(
-        self, tokens: jax.Array, sigma: jax.Array | None = None, *, deterministic: bool = True
+        self,
+        tokens: jax.Array,
+        sigma: jax.Array | None = None,
+        *,
+        weights: jax.Array | None = None,
+        clean: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        mask: Mask | None = None,
+        deterministic: bool = True,
     ) -> jax.Array:
         """Returns logits.
 
         Args:
-            tokens: int32[B, L].
+            tokens: int32[B, L]; or relaxed tokens: float[B, L, num_ids], logits over the ids, or
+                int32[B, L, K] with `weights`.
             sigma: float32[B], the noise level -log alpha(t). Read only if
                 `config.time_conditioning`; otherwise the model is fed zeros, as the published
                 masked models are.
+            weights: float[B, L, K], the share of each id in `tokens`.
+            clean: int32[B, L], the second stream of block diffusion and of Eso-LM's sequential
+                loss: the network sees [tokens; clean] under a `TwoStream` mask.
+            positions: int32[L] or int32[B, L], where each token stands in the text; 0 to L - 1 by
+                default. Permuted tokens bring their positions, while the mask counts in the order
+                of the arrays.
+            mask: Who attends to whom, by default `Causal` or `Bidirectional` after
+                `config.causal`.
             deterministic: Switch dropout off. Otherwise `apply` needs `rngs={"dropout": key}`.
 
         Returns:
             [B, L, num_ids] in `config.dtype`; losses cast to float32 before their softmax.
 
         Raises:
-            TypeError: If tokens are not integers.
-            ValueError: If tokens or sigma have the wrong shape, or a time-conditioned model is
-                applied without sigma.
+            TypeError: If tokens are floats without an axis of ids.
+            ValueError: If tokens or sigma have the wrong shape, a time-conditioned model is
+                applied without sigma, or `clean` and a `TwoStream` mask do not come together.
         """
-        config = self.config
-        sigma = self._checked(tokens, sigma)
-        table = self.param(
-            "embedding", _uniform(config.width), (config.num_ids, config.width), jnp.float32
-        )
-        x = embeddings.lookup(jnp.asarray(table), tokens)
-        cond = TimeMLP(config.cond_dim, name="time")(sigma) if config.adaln else None
-        angles = embeddings.rotary_angles(jnp.arange(tokens.shape[1]), config.head_dim)
-        x, _ = _stacked(config)(config, deterministic, name="blocks")(x, cond, angles)
-        return Head(config, name="head")(x, cond)
-
-    def _checked(self, tokens: jax.Array, sigma: jax.Array | None) -> jax.Array:
-        """Checks what is static about the inputs; returns the sigma to feed, [B] or [1]."""
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise TypeError(f"tokens must be integers, got {tokens.dtype}.")
-        if tokens.ndim != 2:
+        if (clean is None) == isinstance(mask, TwoStream):
             raise ValueError(
-                f"tokens must have shape [B, L], got {tokens.shape}; add a batch axis with "
-                f"tokens[None], or map over further axes with jax.vmap."
+                f"clean and mask=TwoStream(...) go together; got clean="
+                f"{clean if clean is None else clean.shape} and mask={mask!r}."
             )
+        length = tokens.shape[1] if tokens.ndim > 1 else 0
+        if positions is None:
+            positions = jnp.arange(length, dtype=jnp.int32)
+        if mask is None:
+            mask = Causal() if self.config.causal else Bidirectional()
+        logits, _ = self._forward(
+            tokens, sigma, weights, clean, positions, mask, None, deterministic
+        )
+        return logits
+
+    def decode(
+        self,
+        tokens: jax.Array,
+        cache: Cache,
+        sigma: jax.Array | None = None,
+        *,
+        positions: jax.Array | None = None,
+        mask: Mask | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """Returns logits of the tokens that follow those in the cache.
+
+        Args:
+            tokens: int32[B, Q], the newest tokens; row b takes the slots from `cache.filled[b]`
+                on. Later ones are invisible to earlier ones under the default mask, so rows with
+                fewer tokens are padded at their end.
+            cache: Keys and values of the tokens before.
+            sigma: As in a call.
+            positions: int32[B, Q]; by default those that continue the text, `filled[b] + i`.
+            mask: Over Q queries and the cache's S slots; by default causal.
+
+        Returns:
+            Logits [B, Q, num_ids], and the cache with the new keys and values written behind the
+            first `filled`, which `commit` counts in.
+
+        Raises:
+            ValueError: If tokens are more than the capacity, or the batch differs.
+        """
+        batch, capacity = cache.keys.shape[1:3]
+        if tokens.ndim != 2 or tokens.shape[0] != batch or tokens.shape[1] > capacity:
+            raise ValueError(
+                f"tokens must have shape [{batch}, Q] with Q at most the cache's capacity, "
+                f"{capacity}; got {tokens.shape}."
+            )
+        if positions is None:
+            steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+            positions = cache.filled[:, None] + steps[None, :]
+        mask = Causal(start=cache.filled) if mask is None else mask
+        return self._forward(tokens, sigma, None, None, positions, mask, cache, True)
+
+    @nn.compact
+    def _forward(
+        self, tokens, sigma, weights, clean, positions, mask, cache, deterministic
+    ) -> tuple[jax.Array, Any]:
+        """Returns logits, and the cache where there is one: a call and `decode` in one."""
+        config = self.config
+        sigma = self._checked(tokens, sigma, weights, clean)
+        table = jnp.asarray(
+            self.param(
+                "embedding", uniform(config.width), (config.num_ids, config.width), jnp.float32
+            )
+        )
+        x = _embed(table, tokens, weights)
+        if clean is not None:
+            x = jnp.concatenate([x, embeddings.lookup(table, clean)], axis=1)
+            positions = jnp.concatenate([positions, positions], axis=-1)
+        cond = TimeMLP(config.cond_dim, name="time")(sigma) if config.adaln else None
+        angles = embeddings.rotary_angles(positions, config.head_dim)
+        # Keys and values enter and leave the scan layer by layer; without a cache they are None.
+        layers, start = (None, None) if cache is None else (cache[:2], cache.filled)
+        x, layers = stacked_blocks(config)(config, deterministic, name="blocks")(
+            x, cond, angles, mask, layers, start
+        )
+        x = x if clean is None else x[:, : tokens.shape[1]]
+        logits = Head(config, name="head")(x, cond)
+        if cache is not None:
+            cache = cache._replace(keys=layers[0], values=layers[1])
+        return logits, cache
+
+    def _checked(self, tokens, sigma, weights, clean) -> jax.Array:
+        """Checks what is static about the inputs; returns the sigma to feed, [B] or [1]."""
+        _check_tokens(tokens, weights, self.config.num_ids)
+        if clean is not None and clean.shape != tokens.shape[:2]:
+            raise ValueError(f"clean must have shape {tokens.shape[:2]}, got {clean.shape}.")
         if not self.config.time_conditioning:
             return jnp.zeros(1)  # One row, broadcast: the same vector modulates every sequence.
         if sigma is None:
@@ -97,191 +184,35 @@ class DiT(nn.Module):
         return sigma
 
 
-class TimeMLP(nn.Module):
-    """Maps the noise level to the time vector, silu(MLP(features(sigma))).
-
-    Attributes:
-        cond_dim: Width C of the time vector.
-    """
-
-    cond_dim: int
-
-    @nn.compact
-    def __call__(self, sigma: jax.Array) -> jax.Array:
-        """Returns float32[B, C] for float32[B] noise levels."""
-        x = embeddings.time_features(sigma.astype(jnp.float32), TIME_FEATURES)
-        x = nn.silu(_float32_dense(self.cond_dim, TIME_FEATURES, name="mlp_in")(x))
-        return nn.silu(_float32_dense(self.cond_dim, self.cond_dim, name="mlp_out")(x))
+def _embed(table: jax.Array, tokens: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Returns float32[B, L, D] for tokens, or for relaxed tokens of either kind."""
+    if weights is not None:
+        return embeddings.weighted_lookup(table, tokens, weights)
+    if jnp.issubdtype(tokens.dtype, jnp.floating):
+        return embeddings.soft_lookup(table, tokens)
+    return embeddings.lookup(table, tokens)
 
 
-class Block(nn.Module):
-    """One layer: attention, then an MLP, each on a modulated norm of the residual stream.
-
-    Attributes:
-        config: The architecture.
-        deterministic: Switch dropout off.
-    """
-
-    config: DiTConfig
-    deterministic: bool
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        cond: jax.Array | None,
-        angles: tuple[jax.Array, jax.Array],
-    ) -> tuple[jax.Array, None]:
-        """Returns the next residual stream, in the (carry, output) form of a scan.
-
-        Args:
-            x: float32[B, L, D].
-            cond: float32[B, C], or float32[1, C] for all sequences, or None without adaLN.
-            angles: Rotary cosines and sines, float32[L, head_dim / 2] each.
-        """
-        if cond is None:
-            shift1 = scale1 = gate1 = shift2 = scale2 = gate2 = None
-        else:
-            # The published order: shift, scale, gate of attention, then of the MLP.
-            shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(6, self.config)(cond)
-        h = _modulate(_norm("norm_attention")(x), shift1, scale1)
-        x = x + self._gated(self._attend(h, angles), gate1)
-        h = _modulate(_norm("norm_mlp")(x), shift2, scale2)
-        x = x + self._gated(self._mlp(h), gate2)
-        return x, None
-
-    def _attend(self, h: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """Returns the attention branch, `config.dtype`[B, L, D]."""
-        config = self.config
-        init = _uniform(config.width)
-        # One matmul for q, k and v, its kernel [D, 3, H, head_dim] so that heads can be sharded.
-        qkv = nn.DenseGeneral(
-            (3, config.heads, config.head_dim),
-            use_bias=False,
-            kernel_init=init,
-            dtype=config.dtype,
-            name="qkv",
-        )(h)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        q, k = embeddings.rotate(q, *angles), embeddings.rotate(k, *angles)
-        return nn.DenseGeneral(
-            config.width,
-            axis=(-2, -1),
-            use_bias=False,
-            kernel_init=init,
-            dtype=config.dtype,
-            name="attention_out",
-        )(attention(q, k, v, causal=config.causal))
-
-    def _mlp(self, h: jax.Array) -> jax.Array:
-        """Returns the MLP branch, `config.dtype`[B, L, D]."""
-        config = self.config
-        hidden = config.mlp_ratio * config.width
-        h = _dense(hidden, config.width, config.dtype, name="mlp_in")(h)
-        return _dense(config.width, hidden, config.dtype, name="mlp_out")(nn.gelu(h))
-
-    def _gated(self, branch: jax.Array, gate: jax.Array | None) -> jax.Array:
-        """Returns what a branch adds to the stream, float32[B, L, D], after dropout.
-
-        Not `nn.Dropout`: it uses `lax.select`, which an Explicit mesh refuses for sharded arrays.
-        """
-        branch = branch.astype(jnp.float32)
-        rate = self.config.dropout
-        if rate > 0.0 and not self.deterministic:
-            keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, branch.shape)
-            branch = jnp.where(keep, branch / (1.0 - rate), 0.0)
-        return branch if gate is None else gate * branch
-
-
-class Head(nn.Module):
-    """Maps the residual stream to logits: a modulated norm, then an untied matmul.
-
-    Attributes:
-        config: The architecture.
-    """
-
-    config: DiTConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array, cond: jax.Array | None) -> jax.Array:
-        """Returns `config.dtype`[B, L, num_ids] for float32[B, L, D]."""
-        config = self.config
-        shift = scale = None
-        if cond is not None:
-            shift, scale = _modulation(2, config)(cond)
-        x = _modulate(_norm("norm")(x), shift, scale)
-        return nn.Dense(
-            config.num_ids, kernel_init=nn.initializers.zeros, dtype=config.dtype, name="logits"
-        )(x)
-
-
-def _stacked(config: DiTConfig) -> type[nn.Module]:
-    """Returns `Block`, rematerialized as configured and scanned over stacked parameters."""
-    block = Block
-    if config.remat != "none":
-        # A loop body cannot be merged with its backward pass, so CSE is harmless inside a scan
-        # and need not be prevented; an unrolled layer has no such boundary.
-        block = nn.remat(block, prevent_cse=config.unroll > 1, policy=_REMAT_POLICIES[config.remat])
-    return nn.scan(
-        block,
-        variable_axes={"params": 0, "intermediates": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-        length=config.layers,
-        unroll=config.unroll,
-    )
-
-
-def _modulate(x: jax.Array, shift: jax.Array | None, scale: jax.Array | None) -> jax.Array:
-    """Returns x (1 + scale) + shift, or x itself without adaLN."""
-    return x if shift is None or scale is None else x * (1.0 + scale) + shift
-
-
-def _modulation(parts: int, config: DiTConfig):
-    """Returns the map from the time vector to `parts` float32[B, 1, D], zero at initialization."""
-    dense = _float32_dense(parts * config.width, None, name="modulation")
-    return lambda cond: jnp.split(dense(cond)[:, None, :], parts, axis=-1)
-
-
-def _norm(name: str) -> nn.LayerNorm:
-    """Returns LayerNorm in float32, with a scale and no bias.
-
-    The variance is taken around the mean: E[x^2] - E[x]^2 cancels where the mean is large.
-    """
-    return nn.LayerNorm(
-        epsilon=1e-5, use_bias=False, use_fast_variance=False, dtype=jnp.float32, name=name
-    )
-
-
-def _dense(features: int, fan_in: int, dtype: str, name: str) -> nn.Dense:
-    """Returns a linear map with weights and bias drawn from U(+-1 / sqrt(fan_in))."""
-    init = _uniform(fan_in)
-    return nn.Dense(features, kernel_init=init, bias_init=init, dtype=dtype, name=name)
-
-
-def _float32_dense(features: int, fan_in: int | None, name: str) -> nn.Dense:
-    """Returns a linear map of the time path, zero at initialization if `fan_in` is None.
-
-    It runs at the highest precision, as accelerators otherwise round float32 operands; with one
-    row per sequence it costs next to nothing.
-    """
-    init = nn.initializers.zeros if fan_in is None else _uniform(fan_in)
-    return nn.Dense(
-        features,
-        kernel_init=init,
-        bias_init=init,
-        dtype=jnp.float32,
-        precision=jax.lax.Precision.HIGHEST,
-        name=name,
-    )
-
-
-def _uniform(fan_in: int) -> nn.initializers.Initializer:
-    """Returns an initializer drawing from U(+-1 / sqrt(fan_in)), the published rule."""
-    limit = fan_in**-0.5
-
-    def init(key, shape, dtype=jnp.float32, out_sharding=None):
-        del out_sharding  # Parameters are placed by their owner, not where they are drawn.
-        return jax.random.uniform(key, shape, dtype, minval=-limit, maxval=limit)
-
-    return init
+def _check_tokens(tokens: jax.Array, weights: jax.Array | None, num_ids: int) -> None:
+    """Raises if tokens are none of the three kinds that `DiT` embeds."""
+    relaxed = jnp.issubdtype(tokens.dtype, jnp.floating) and tokens.ndim == 3
+    if not relaxed and not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(
+            f"tokens must be integers, or logits float[B, L, {num_ids}] of relaxed tokens; got "
+            f"{tokens.dtype}{list(tokens.shape)}."
+        )
+    if relaxed and (tokens.shape[-1] != num_ids or weights is not None):
+        raise ValueError(
+            f"relaxed tokens must be logits over all {num_ids} ids, without weights; got "
+            f"{tokens.shape[-1]} ids."
+        )
+    if weights is not None and (tokens.ndim != 3 or weights.shape != tokens.shape):
+        raise ValueError(
+            f"weights need tokens of the same shape [B, L, K], one id to each; got tokens "
+            f"{tokens.shape} and weights {weights.shape}."
+        )
+    if weights is None and not relaxed and tokens.ndim != 2:
+        raise ValueError(
+            f"tokens must have shape [B, L], got {tokens.shape}; add a batch axis with "
+            f"tokens[None], or map over further axes with jax.vmap."
+        )

@@ -50,6 +50,46 @@ def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
     )
 
 
+def soft_lookup(table: jax.Array, logits: jax.Array) -> jax.Array:
+    """Returns the mean embedding under softmax(logits): Duo's relaxed tokens.
+
+    The product keeps float32's leading bits on accelerators too (the reference runs it in TF32),
+    as the embedding is the residual stream itself.
+
+    Args:
+        table: float32[V, D].
+        logits: float[*B, V].
+
+    Returns:
+        float32[*B, D].
+
+    Examples:
+        >>> soft_lookup(jnp.eye(2), jnp.zeros((1, 2)))
+        Array([[0.5, 0.5]], dtype=float32)
+    """
+    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    return jnp.einsum("...v,vd->...d", weights, table, precision=jax.lax.Precision.HIGH)
+
+
+def weighted_lookup(table: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
+    """Returns sum_k weights[k] table[ids[k]]: relaxed tokens with few ids each (Duo, top-k).
+
+    Args:
+        table: float32[V, D].
+        ids: int32[*B, K].
+        weights: float[*B, K]; they need not sum to 1.
+
+    Returns:
+        float32[*B, D].
+
+    Examples:
+        >>> weighted_lookup(jnp.eye(3), jnp.array([2, 0]), jnp.array([0.5, 0.25]))
+        Array([0.25, 0.  , 0.5 ], dtype=float32)
+    """
+    rows = lookup(table, ids)
+    return jnp.sum(weights.astype(jnp.float32)[..., None] * rows, axis=-2)
+
+
 def time_features(sigma: jax.Array, dim: int) -> jax.Array:
     """Returns the sinusoidal features of a noise level.
 
@@ -75,18 +115,19 @@ def rotary_angles(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.A
     """Returns the cosines and sines by which `rotate` turns each position.
 
     Args:
-        positions: int32[L].
+        positions: int32[*B, L]; with a batch axis, each sequence has positions of its own.
         head_dim: Width of a head, even.
 
     Returns:
-        Two float32[L, head_dim / 2].
+        Two float32[*B, L, head_dim / 2].
 
     Examples:
         >>> cos, sin = rotary_angles(jnp.arange(3), 4)
         >>> cos.shape
         (3, 2)
     """
-    angles = positions[:, None].astype(jnp.float32) * frequencies(head_dim)[None, :]
+    rates = frequencies(head_dim).reshape((1,) * positions.ndim + (head_dim // 2,))
+    angles = positions[..., None].astype(jnp.float32) * rates
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -98,8 +139,8 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
     Args:
         x: [B, L, H, head_dim] queries or keys.
-        cos: float32[L, head_dim / 2], from `rotary_angles`.
-        sin: float32[L, head_dim / 2].
+        cos: float32[L, head_dim / 2] or float32[B, L, head_dim / 2], from `rotary_angles`.
+        sin: The same shape.
 
     Returns:
         The rotated heads, in the shape and dtype of `x`.
@@ -110,7 +151,9 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
         >>> [round(float(v), 2) for v in rotate(x, cos, sin)[0, 1, 0]]  # position 1
         [-0.3, 0.99, 1.38, 1.01]
     """
-    cos, sin = cos[None, :, None, :], sin[None, :, None, :]
+    if cos.ndim == 2:
+        cos, sin = cos[None], sin[None]
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdm_jax.models import attention
+from mdm_jax.models import attention, masks
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -16,8 +16,9 @@ def test_it_is_the_weighted_mean_of_values(causal):
         seen = i + 1 if causal else 5
         weights = np.exp(k[b, :seen, h] @ q[b, i, h] / np.sqrt(4))
         expected[b, i, h] = weights @ v[b, :seen, h] / weights.sum()
+    mask = masks.Causal() if causal else masks.Bidirectional()
     inputs = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
-    np.testing.assert_allclose(attention(*inputs, causal=causal), expected, atol=1e-6)
+    np.testing.assert_allclose(attention(*inputs, mask), expected, atol=1e-6)
 
 
 def test_bfloat16_scores_are_accumulated_in_float32():
@@ -27,7 +28,7 @@ def test_bfloat16_scores_are_accumulated_in_float32():
     v = jnp.array([[0.0, 0.0], [1.0, 1.0]], jnp.bfloat16).reshape(1, 2, 1, 2)
 
     def first(q):
-        return attention(q, k, v, causal=False)[0, 0, 0, 0].astype(jnp.float32)
+        return attention(q, k, v, masks.Bidirectional())[0, 0, 0, 0].astype(jnp.float32)
 
     out, gradient = jax.value_and_grad(first)(q)
     weight = 1 / (1 + np.exp(-1 / np.sqrt(2)))

@@ -129,7 +129,7 @@ def test_bad_inputs_are_refused_with_the_fix(build, tokens, sigma):
     def call(*inputs):
         return model.apply({"params": params}, *inputs)
 
-    with pytest.raises(TypeError, match="tokens must be integers, got float32"):
+    with pytest.raises(TypeError, match="tokens must be integers, or logits"):
         call(tokens.astype(jnp.float32), sigma)
     with pytest.raises(ValueError, match=r"shape \[B, L\], got \(6,\); add a batch axis"):
         call(tokens[0], sigma)

@@ -1,0 +1,101 @@
+"""Keys and values of tokens that are final, so that generation need not compute them again.
+
+A cache has a fixed capacity and one counter per sequence, so that sequences of a batch may be at
+different places. `DiT.decode` writes the keys and values of the tokens it is fed behind the first
+`filled` ones and lets them attend to both; they are kept once `commit` counts them in, and are
+otherwise overwritten by the next call. Tokens that never change need computing only once:
+
+    cache = make_cache(model.config, batch, capacity)
+    logits, cache = model.apply({"params": params}, prompt, cache, method="decode")
+    cache = commit(cache, lengths)                      # prompts of different lengths, left-aligned
+    logits, cache = model.apply({"params": params}, token, cache, method="decode")
+
+With a causal mask this is exact: logits are those of the whole sequence at once, up to rounding.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mdm_jax.models.configs import DiTConfig
+
+
+class Cache(NamedTuple):
+    """Rotated keys, and values, of the tokens seen so far.
+
+    Attributes:
+        keys: `config.dtype`[layers, B, S, H, head_dim], S the capacity.
+        values: The same shape and dtype.
+        filled: int32[B], how many slots of each sequence are in use.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    filled: jax.Array
+
+    @property
+    def capacity(self) -> int:
+        """Slots per sequence, S."""
+        return self.keys.shape[2]
+
+
+def make_cache(config: DiTConfig, batch: int, capacity: int) -> Cache:
+    """Returns an empty cache.
+
+    Args:
+        config: The model's architecture.
+        batch: Sequences, B.
+        capacity: Slots per sequence, S. Eso-LM feeds masks behind the tokens it keeps, so it needs
+            as many slots as the sequence has tokens.
+
+    Raises:
+        ValueError: If `batch` or `capacity` is not positive.
+
+    Examples:
+        >>> make_cache(DiTConfig(num_ids=5, width=8, layers=2, heads=2), 3, 10).keys.shape
+        (2, 3, 10, 2, 4)
+    """
+    if batch < 1 or capacity < 1:
+        raise ValueError(f"batch and capacity must be positive, got {batch} and {capacity}.")
+    shape = (config.layers, batch, capacity, config.heads, config.head_dim)
+    keys, values = jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
+    return Cache(keys, values, jnp.zeros(batch, jnp.int32))
+
+
+def commit(cache: Cache, count: jax.Array | int) -> Cache:
+    """Keeps the first `count` of the tokens that were fed last.
+
+    Args:
+        cache: What `DiT.decode` returned.
+        count: int32[B], or one number for all sequences.
+
+    Returns:
+        The cache with `filled` raised by `count`.
+
+    Examples:
+        >>> cache = make_cache(DiTConfig(num_ids=5, width=8, layers=2, heads=2), 2, 10)
+        >>> commit(cache, jnp.array([3, 1])).filled
+        Array([3, 1], dtype=int32)
+    """
+    return cache._replace(filled=cache.filled + jnp.asarray(count, jnp.int32))
+
+
+def write(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    """Returns one layer's buffer with `new` in the slots from `start` on.
+
+    Args:
+        buffer: [B, S, H, head_dim].
+        new: [B, Q, H, head_dim]; what would lie beyond the capacity is dropped.
+        start: int32[B].
+
+    Examples:
+        >>> write(jnp.zeros((1, 3, 1, 1)), jnp.ones((1, 2, 1, 1)), jnp.array([2])).ravel()
+        Array([0., 0., 1.], dtype=float32)
+    """
+    slots = start[:, None] + jnp.arange(new.shape[1], dtype=jnp.int32)[None, :]
+
+    def put(row: jax.Array, slots: jax.Array, new: jax.Array) -> jax.Array:
+        return row.at[slots].set(new.astype(row.dtype), mode="drop")
+
+    return jax.vmap(put)(buffer, slots, new)
