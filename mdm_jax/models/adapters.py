@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mdm_jax.arrays import Logits, Times, Tokens
-from mdm_jax.models.dit import DiT
 from mdm_jax.processes import Process
 
 LogitsFn = Callable[[Tokens, Times], Logits]
@@ -24,7 +23,8 @@ LogitsFn = Callable[[Tokens, Times], Logits]
 def linen(model: nn.Module, params: Any, process: Process | None = None) -> LogitsFn:
     """Adapts a Flax Linen module, called as `model.apply({"params": params}, tokens, sigma)`.
 
-    A `DiT` that is not time-conditioned reads no sigma, so it may be given a process all the same.
+    A model whose `config.time_conditioning` is False reads no sigma, so it may be given a process
+    all the same.
 
     Args:
         model: The module; it maps int32[B, L] to [B, L, V].
@@ -40,7 +40,7 @@ def linen(model: nn.Module, params: Any, process: Process | None = None) -> Logi
 
     Examples:
         >>> import mdm_jax as mdm
-        >>> from mdm_jax.models import DiTConfig
+        >>> from mdm_jax.models import DiT, DiTConfig
         >>> process = mdm.Masked(vocab_size=4, schedule=mdm.LogLinear())
         >>> model = DiT(DiTConfig.from_size("tiny", process.num_ids, layers=1))
         >>> tokens = process.prior(jax.random.key(0), jnp.zeros((2, 3), jnp.int32))
@@ -48,7 +48,7 @@ def linen(model: nn.Module, params: Any, process: Process | None = None) -> Logi
         >>> linen(model, params, process)(tokens, 1.0).shape
         (2, 3, 5)
     """
-    if isinstance(model, DiT) and not model.config.time_conditioning:
+    if not getattr(getattr(model, "config", None), "time_conditioning", True):
         process = None
     return function(lambda *inputs: model.apply({"params": params}, *inputs), process)
 

@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from mdm_jax.models.configs import DiTConfig
+from mdm_jax.models.smdm_configs import SMDMConfig
 
 
 class Cache(NamedTuple):
     """Rotated keys, and values, of the tokens seen so far.
 
     Attributes:
-        keys: `config.dtype`[layers, B, S, H, head_dim], S the capacity.
+        keys: `config.dtype`[layers, B, S, H, head_dim], S the capacity, H the heads of keys.
         values: The same shape and dtype.
         filled: int32[B], how many slots of each sequence are in use.
     """
@@ -40,7 +41,7 @@ class Cache(NamedTuple):
         return self.keys.shape[2]
 
 
-def make_cache(config: DiTConfig, batch: int, capacity: int) -> Cache:
+def make_cache(config: DiTConfig | SMDMConfig, batch: int, capacity: int) -> Cache:
     """Returns an empty cache.
 
     Args:
@@ -58,7 +59,8 @@ def make_cache(config: DiTConfig, batch: int, capacity: int) -> Cache:
     """
     if batch < 1 or capacity < 1:
         raise ValueError(f"batch and capacity must be positive, got {batch} and {capacity}.")
-    shape = (config.layers, batch, capacity, config.heads, config.head_dim)
+    heads = config.groups if isinstance(config, SMDMConfig) else config.heads
+    shape = (config.layers, batch, capacity, heads, config.head_dim)
     keys, values = jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
     return Cache(keys, values, jnp.zeros(batch, jnp.int32))
 

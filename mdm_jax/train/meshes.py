@@ -31,6 +31,16 @@ DIT_RULES: Rules = (
     (r"head/logits/kernel$", P("fsdp", None)),
 )
 
+# `mdm_jax.models.smdm.SMDM`: the same, with whole groups of heads on a device.
+SMDM_RULES: Rules = (
+    (r"embedding$", P(None, "fsdp")),
+    (r"blocks/grouped_qkv/kernel$", P(None, "fsdp", "tensor", None, None)),
+    (r"blocks/attention_out/kernel$", P(None, "tensor", None, "fsdp")),
+    (r"blocks/mlp_(gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"blocks/mlp_down/kernel$", P(None, "tensor", "fsdp")),
+    (r"head/logits/kernel$", P("fsdp", None)),
+)
+
 
 def make_mesh(
     axes: Mapping[str, int] | None = None, *, axis_type: AxisType = AxisType.Auto
