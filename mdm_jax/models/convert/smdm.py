@@ -188,6 +188,7 @@ FAMILY = Family(
     config=lambda shapes, hints: _config(shapes, hints, causal=False),
     module=SMDM,
     leaves=smdm_leaves,
+    owns=lambda config: isinstance(config, SMDMConfig) and not config.causal,
     hints=_hints,
 )
 """The masked models, "TransEncoder" in the published code."""
@@ -199,6 +200,7 @@ FAMILY_AR = Family(
     config=lambda shapes, hints: _config(shapes, hints, causal=True),
     module=SMDM,
     leaves=smdm_leaves,
+    owns=lambda config: isinstance(config, SMDMConfig) and config.causal,
     hints=_hints,
 )
 """The autoregressive models, "GPT" in the published code."""
