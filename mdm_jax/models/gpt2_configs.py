@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
-GPT2_SIZES: dict[str, dict[str, int]] = {
+GPT2_SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"width": 768, "layers": 12, "heads": 12},
     "gpt2-medium": {"width": 1024, "layers": 24, "heads": 16},
     "gpt2-large": {"width": 1280, "layers": 36, "heads": 20},
