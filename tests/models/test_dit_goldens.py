@@ -1,0 +1,190 @@
+"""Every published variant of the DiT gives the published activations, from one state dict each."""
+
+import functools
+
+import goldens
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from published_dit import MASK_ID, PROCESS, assert_logits, make
+
+from mdm_jax.losses.masked import negative_log_likelihood
+from mdm_jax.models import embeddings, masks
+
+
+def nll(logits, targets):
+    every = jnp.ones(targets.shape, jnp.bool_)
+    return negative_log_likelihood(logits, targets, every, PROCESS)
+
+
+def assert_log_softmax(logits, expected):
+    goldens.assert_close(jax.nn.log_softmax(logits, axis=-1), expected, 2e-5)
+
+
+@pytest.fixture(scope="module")
+def duo():
+    return goldens.load("dit_duo")
+
+
+@pytest.fixture(scope="module")
+def scaling():
+    return goldens.load("dit_scaling")
+
+
+@pytest.fixture(scope="module")
+def esolm():
+    return goldens.load("dit_esolm")
+
+
+def test_duo_reads_tokens_relaxed_tokens_and_mixtures(duo):
+    model, params = make(duo, time_conditioning=True)
+    sigma = duo["sigma"]
+    np.testing.assert_allclose(sigma, -np.log(duo["alpha_t"]), rtol=1e-5)
+
+    @jax.jit
+    def run(x, x_soft, ids, weights):
+        apply = functools.partial(model.apply, {"params": params})
+        hard, seen = apply(
+            x, sigma, capture_intermediates=lambda m, _: m.name in ("blocks", "time"),
+            mutable=["intermediates"],
+        )  # fmt: skip
+        return hard, seen["intermediates"], apply(x_soft, sigma), apply(ids, sigma, weights=weights)
+
+    hard, seen, soft, mixed = run(duo["x"], duo["x_soft"], duo["topk_ids"], duo["topk_weights"])
+    assert_logits(seen["time"]["__call__"][0], duo["cond"])
+    for layer, stream in enumerate(seen["blocks"]["__call__"][0][0]):
+        assert_logits(stream, duo[f"hidden_int.{layer}"])
+    for name, logits in {"int": hard, "soft": soft, "topk": mixed}.items():
+        assert_logits(logits, duo[f"logits_{name}"])
+        assert_log_softmax(logits, duo[f"logprobs_{name}"])
+
+
+def test_a_mixture_of_one_id_is_that_id(duo):
+    model, params = make(duo, time_conditioning=True)
+    logits = jax.jit(lambda *a: model.apply({"params": params}, a[0], duo["sigma"], weights=a[1]))(
+        duo["x"][..., None], jnp.ones((3, 24, 1))
+    )
+    assert_logits(logits, duo["logits_int"])
+
+
+def test_the_autoregressive_baseline_of_duo_has_no_time(duo):
+    model, params = make(duo, adaln=False, causal=True)
+    logits = jax.jit(model.apply)({"params": params}, duo["x"])
+    assert_logits(logits, duo["ar.logits"])
+    # The published loss scores `ar.tokens` with these logits, which were held fixed.
+    predictions = jnp.asarray(duo["ar.logits"])[:, :-1]
+    goldens.assert_close(nll(predictions, duo["ar.tokens"][:, 1:]), duo["ar.nll"], 2e-5)
+
+
+@pytest.mark.parametrize("adaln", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_scaling_study_switches_adaln_and_causality(scaling, adaln, causal):
+    name = ("adaln_" if adaln else "plain_") + ("causal" if causal else "bidir")
+    x = scaling["x_causal" if causal else "x_bidir"]
+    model, params = make(scaling, adaln=adaln, causal=causal, time_conditioning=adaln)
+
+    @jax.jit
+    def run(x, sigma):
+        return model.apply(
+            {"params": params}, x, sigma, capture_intermediates=lambda m, _: m.name == "blocks",
+            mutable=["intermediates"],
+        )  # fmt: skip
+
+    logits, seen = run(x, scaling["sigma"])
+    assert_logits(logits, scaling[f"{name}.logits"])
+    for layer, stream in enumerate(seen["intermediates"]["blocks"]["__call__"][0][0]):
+        assert_logits(stream, scaling[f"{name}.hidden.{layer}"])
+    at_zero = run(x, jnp.zeros(3))[0]
+    if adaln:
+        assert_logits(at_zero, scaling[f"{name}.logits_sigma0"])
+    if causal:
+        goldens.assert_close(nll(at_zero[:, :-1], x[:, 1:]), scaling[f"{name}.ar_nll"], 2e-5)
+    else:
+        without_mask = at_zero.at[..., MASK_ID].set(-1e6)
+        assert_logits(without_mask, scaling[f"{name}.process_model_output"])
+
+
+ESOLM_MASKS = {
+    "causal": lambda cut: masks.Causal(),
+    "bidirectional": lambda cut: masks.Bidirectional(),
+    "mixed": masks.PrefixCausal,
+    "mixed2": masks.PrefixBidirectional,
+}
+
+
+def test_esolm_sorts_tokens_and_takes_their_positions_along(esolm):
+    is_mask = esolm["zt_unsorted"] == MASK_ID
+    order = np.argsort(is_mask + esolm["sort_offsets"], axis=-1)
+    np.testing.assert_array_equal(order, esolm["sort_idx"])
+    for name in ("zt", "x0"):
+        found = np.take_along_axis(esolm[f"{name}_unsorted"], order, axis=-1)
+        np.testing.assert_array_equal(found, esolm[name])
+    np.testing.assert_array_equal(24 - is_mask.sum(-1), esolm["num_clean"])
+    table = jnp.asarray(esolm["backbone.vocab_embed.embedding"])
+    np.testing.assert_array_equal(embeddings.lookup(table, esolm["zt"]), esolm["diffusion.x"])
+    both = np.concatenate([esolm["zt"], esolm["x0"]], axis=1)
+    np.testing.assert_array_equal(embeddings.lookup(table, both), esolm["sequential.x"])
+    angles = embeddings.rotary_angles(esolm["sort_idx"], 12)
+    for found, name in zip(angles, ("cos", "sin"), strict=True):
+        np.testing.assert_allclose(found, esolm[f"diffusion.{name}"], atol=2e-6)
+
+
+def test_esolm_masks_are_the_published_ones(esolm):
+    cut = jnp.asarray(esolm["num_clean"])
+    for name, make_mask in ESOLM_MASKS.items():
+        allowed = make_mask(cut).allowed(24, 24)
+        allowed = jnp.ones((1, 24, 24)) if allowed is None else allowed
+        found = np.broadcast_to(allowed, (3, 24, 24))
+        np.testing.assert_array_equal(found, esolm[f"diffusion.mask.{name}"], err_msg=name)
+    found = masks.TwoStream().allowed(48, 48)[0]
+    np.testing.assert_array_equal(found, esolm["sequential.mask.causal"])
+    found = masks.TwoStream(cut=cut).allowed(48, 48)
+    np.testing.assert_array_equal(found, esolm["sequential.mask.mixed"])
+
+
+def test_esolm_logits_in_permuted_order_and_two_streams(esolm):
+    model, params = make(esolm, time_conditioning=True)
+
+    @jax.jit
+    def run(zt, x0, sigma, positions, cut):
+        apply = functools.partial(model.apply, {"params": params}, zt, sigma, positions=positions)
+        found = {f"diffusion.logits.{k}": apply(mask=m(cut)) for k, m in ESOLM_MASKS.items()}
+        found["sequential.logits.causal"] = apply(clean=x0, mask=masks.TwoStream())
+        found["sequential.logits.mixed"] = apply(clean=x0, mask=masks.TwoStream(cut=cut))
+        return found
+
+    names = ("zt", "x0", "sigma", "sort_idx", "num_clean")
+    for name, logits in run(*(esolm[k] for k in names)).items():
+        assert_logits(logits, esolm[name], err_msg=name)
+
+
+def test_esolm_losses_and_the_mistake_in_the_published_one(esolm):
+    model, params = make(esolm)  # Its losses are those at sigma = 0.
+
+    def sort(tokens, order):
+        return jnp.asarray(np.take_along_axis(tokens, order, axis=-1))
+
+    order = esolm["loss.diffusion.sort_idx"]
+    xt, x0 = sort(esolm["loss.xt_unsorted"], order), sort(esolm["x0_unsorted"][:1], order)
+    apply = functools.partial(model.apply, {"params": params})
+    logits = jax.jit(lambda x: apply(x, positions=order, mask=masks.Causal()))(xt)
+    loss = jnp.where(xt == MASK_ID, nll(logits, x0), 0.0)
+    goldens.assert_close(loss, esolm["loss.diffusion.per_token"], 2e-5)
+    alpha, slope = esolm["loss.diffusion.alpha_t"], float(esolm["loss.diffusion.dalpha_t"])
+    np.testing.assert_allclose(alpha, 0.6 * (1 - 0.999 * esolm["loss.t"]), rtol=1e-6)
+    elbo = loss * (-slope / (1 - alpha))[:, None]
+    goldens.assert_close(elbo, esolm["loss.diffusion.per_token_elbo"], 2e-5)
+
+    order = esolm["loss.sequential.sort_idx"]
+    z0, x0 = sort(esolm["loss.z0_unsorted"], order), sort(esolm["x0_unsorted"][1:], order)
+    logits = jax.jit(
+        lambda z, x: apply(z, clean=x, positions=order, mask=masks.TwoStream())
+    )(z0, x0)  # fmt: skip
+    loss = jnp.where(z0 == MASK_ID, nll(logits, x0), 0.0)
+    goldens.assert_close(loss, esolm["loss.sequential.per_token_normalised"], 2e-5)
+    # As coded there, -logits were gathered without the log-softmax: no likelihood.
+    raw = -jnp.take_along_axis(logits, x0[..., None], axis=-1)[..., 0]
+    as_coded = esolm["loss.sequential.per_token_as_coded"]
+    np.testing.assert_allclose(jnp.where(z0 == MASK_ID, raw, 0.0), as_coded, atol=5e-5)
+    assert np.abs(as_coded - np.asarray(loss)).max() > 1.0
