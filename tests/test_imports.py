@@ -23,7 +23,7 @@ ALLOWED = {
 }
 THIRD_PARTY = {
     "core": {"jax", "numpy"},
-    "models": {"jax", "numpy", "flax"},
+    "models": {"jax", "numpy", "flax", "ml_dtypes"},
     "data": {"numpy", "grain", "tokenizers"},
     "configs": {"ml_collections"},
 }

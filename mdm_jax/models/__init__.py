@@ -4,6 +4,7 @@ from mdm_jax.models import adapters, cache, convert, masks
 from mdm_jax.models.attention import attention
 from mdm_jax.models.configs import SIZES, DiTConfig, flops_per_token, parameter_count
 from mdm_jax.models.dit import DiT
+from mdm_jax.models.published import load, save
 
 __all__ = [
     "SIZES",
@@ -14,6 +15,8 @@ __all__ = [
     "cache",
     "convert",
     "flops_per_token",
+    "load",
     "masks",
     "parameter_count",
+    "save",
 ]

@@ -163,12 +163,36 @@ def _config(shapes: Mapping[str, Shape], hints: Mapping[str, Any]) -> DiTConfig:
     if "rotary_emb.inv_freq" in shapes:
         pairs = shown_by("rotary_emb.inv_freq", shapes, 0)
         measured["heads"] = pairs._replace(value=width.value // (2 * pairs.value))
-    fields = fields_from(measured, hints, _HINTS)
+    fields = fields_from(measured, renamed_hints(hints), _HINTS)
     if "heads" not in fields:
         fields["heads"] = _published_heads(fields["width"], fields["layers"])
     # The published models without time parameters are the autoregressive baselines.
     fields.setdefault("causal", not fields["adaln"])
     return DiTConfig(**fields)
+
+
+def renamed_hints(hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the hints under the names of Hugging Face configs, wherever they come from.
+
+    Training configs, which Lightning checkpoints hold and SEDD publishes, are nested and have
+    other names for some fields.
+
+    Args:
+        hints: What a file says of itself.
+
+    Examples:
+        >>> renamed_hints({"model": {"hidden_size": 768}})["hidden_dim"]
+        768
+    """
+    sections = [hints.get("model"), hints.get("algo"), hints]
+    flat: dict[str, Any] = {}
+    for section in sections:
+        flat |= section if isinstance(section, Mapping) else {}
+    other = {"hidden_size": "hidden_dim", "causal_attention": "causal", "adaLN": "adaln"}
+    flat = {other.get(name, name): value for name, value in flat.items()}
+    if flat.get("parameterization") == "ar":
+        flat["causal"] = True
+    return flat
 
 
 def _published_heads(width: int, layers: int) -> int:
@@ -205,7 +229,9 @@ FAMILY = Family(
     config=_config,
     module=DiT,
     leaves=dit_leaves,
+    owns=lambda config: isinstance(config, DiTConfig),
     buffers=_buffers,
+    names=_HINTS,
     hints=_hints,
 )
 """The DiT as the published masked, uniform-state and autoregressive models have it."""

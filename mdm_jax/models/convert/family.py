@@ -32,6 +32,8 @@ class Family:
         leaves: Every parameter of a configuration, in the order of `module.parameters()` there.
         buffers: Tensors a file may hold that are no parameters: their value, or None for any.
         aliases: Second names of tied parameters: name to the name of the parameter.
+        owns: Whether a configuration is one of this family.
+        names: What a `config.json` calls the fields that it can set.
         hints: The configuration as the family's own `config.json` has it.
     """
 
@@ -41,9 +43,11 @@ class Family:
     config: Callable[[Mapping[str, Shape], Mapping[str, Any]], Any]
     module: Callable[[Any], nn.Module]
     leaves: Callable[[Any], list[Leaf]]
+    owns: Callable[[Any], bool]
+    names: Mapping[str, str]
+    hints: Callable[[Any], dict[str, Any]]
     buffers: Callable[[Any], Mapping[str, np.ndarray | None]] = _no_buffers
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    hints: Callable[[Any], dict[str, Any]] = dataclasses.asdict
 
     def params(self, state: Mapping[str, Any], config: Any) -> dict[str, Any]:
         """Returns the parameter tree, NumPy float32, of a published state dict.

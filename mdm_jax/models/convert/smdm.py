@@ -189,6 +189,7 @@ FAMILY = Family(
     module=SMDM,
     leaves=smdm_leaves,
     owns=lambda config: isinstance(config, SMDMConfig) and not config.causal,
+    names=_HINTS,
     hints=_hints,
 )
 """The masked models, "TransEncoder" in the published code."""
@@ -201,6 +202,7 @@ FAMILY_AR = Family(
     module=SMDM,
     leaves=smdm_leaves,
     owns=lambda config: isinstance(config, SMDMConfig) and config.causal,
+    names=_HINTS,
     hints=_hints,
 )
 """The autoregressive models, "GPT" in the published code."""
