@@ -69,7 +69,9 @@ class SMDM(nn.Module):
         logits, _ = self._forward(tokens, jnp.arange(tokens.shape[1]), mask, None)
         return logits
 
-    def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    def decode(
+        self, tokens: jax.Array, cache: Cache, *, positions: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
         """Returns next-token logits of tokens that follow those in the cache.
 
         Args:
@@ -77,6 +79,8 @@ class SMDM(nn.Module):
                 on. Later ones are invisible to earlier ones, so rows with fewer tokens are padded
                 at their end.
             cache: Keys and values of the tokens before, from `make_cache`.
+            positions: int32[B, Q], where each token stands in the text; by default behind those
+                in the cache, `filled[b] + i`.
 
         Returns:
             Logits [B, Q, vocab_size], and the cache with the new keys and values behind the first
@@ -111,8 +115,9 @@ class SMDM(nn.Module):
                 f"tokens must have shape [{batch}, Q] with Q at most the cache's capacity, "
                 f"{capacity}; got {tokens.shape}."
             )
-        steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        positions = cache.filled[:, None] + steps[None, :]
+        if positions is None:
+            steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+            positions = cache.filled[:, None] + steps[None, :]
         logits, layers = self._forward(tokens, positions, Causal(start=cache.filled), cache)
         return logits, cache._replace(keys=layers[0], values=layers[1])
 

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 import mdm_jax as mdm
 from mdm_jax.models import adapters
 from mdm_jax.models.cache import commit, make_cache
+from mdm_jax.models.decoding import cached, generate_autoregressive
 from mdm_jax.models.smdm import SMDM
 from mdm_jax.models.smdm_configs import SMDMConfig
 from mdm_jax.train.meshes import SMDM_RULES, state_shardings
@@ -227,6 +228,17 @@ def test_cached_keys_give_the_logits_of_the_whole_sequence(tokens, groups):
         logits, cache = decode(tokens[rows, now][:, None], cache)
         cache = commit(cache, 1)
         np.testing.assert_allclose(logits[:, 0], expected[rows, now], rtol=1e-4, atol=1e-5)
+
+
+def test_it_generates_with_a_cache_what_it_would_without():
+    model, params = build(causal=True)
+    process = mdm.Masked(vocab_size=10, schedule=mdm.Linear())
+    canvas = jnp.arange(12, dtype=jnp.int32).reshape(2, 6) % 10
+    greedy = mdm.tempered(cached(model, params, process), 1e-4)
+    found = generate_autoregressive(jax.random.key(0), greedy, process, canvas, prefill=2).tokens
+    assert jnp.array_equal(found[:, :2], canvas[:, :2])
+    expected = jnp.argmax(apply(model, params, found), axis=-1)[:, :-1]
+    np.testing.assert_array_equal(found[:, 2:], expected[:, 1:])
 
 
 def test_decoding_is_refused_where_it_would_be_wrong(tokens):

@@ -164,7 +164,7 @@ def _published_heads(layers: int, width: int, hidden: int) -> int:
             return size["heads"]
     raise ValueError(
         f"the number of heads cannot be told from the tensors, and {layers} layers of width "
-        f"{width} with an MLP of {hidden} are no published size: say n_head in a config.json."
+        f"{width} with an MLP of {hidden} are no published size: pass heads=."
     )
 
 
