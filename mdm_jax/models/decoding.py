@@ -23,6 +23,7 @@ from mdm_jax.denoisers import Denoiser
 from mdm_jax.generation import Generation
 from mdm_jax.models.cache import Cache, commit, make_cache
 from mdm_jax.models.dit import DiT
+from mdm_jax.models.smdm import SMDM
 from mdm_jax.processes import Masked
 
 
@@ -38,7 +39,7 @@ class Ordered(NamedTuple):
     order: jax.Array
 
 
-def cached(model: DiT, params: Any, process: Masked) -> Denoiser:
+def cached(model: DiT | SMDM, params: Any, process: Masked) -> Denoiser:
     """Returns a denoiser of windows: `apply` sees the tokens behind those already committed.
 
     `init` takes the canvas, int32[B, L], for its shape. `apply` takes int32[B, W], of which row b
@@ -46,7 +47,7 @@ def cached(model: DiT, params: Any, process: Masked) -> Denoiser:
     before it. `commit` keeps the leading tokens of a window that are not masks.
 
     Args:
-        model: A DiT that is not time-conditioned.
+        model: A model with `decode`, not time-conditioned.
         params: Its parameters.
         process: The masked process, which names the mask id.
 
