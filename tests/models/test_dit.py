@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mdm_jax.models import DiT, DiTConfig
+from mdm_jax.models import DiT, DiTConfig, masks
 
 
 def apply(model, params, tokens, *args, **kwargs):
@@ -137,3 +137,68 @@ def test_bad_inputs_are_refused_with_the_fix(build, tokens, sigma):
         call(tokens)
     with pytest.raises(ValueError, match=r"shape \(8,\); got \(8, 1\)"):
         call(tokens, sigma[:, None])
+
+
+def test_relaxed_tokens_of_no_uncertainty_are_tokens(build, tokens):
+    model, params = build()
+    certain = 1e4 * jax.nn.one_hot(tokens, 11)
+    np.testing.assert_allclose(
+        apply(model, params, certain), apply(model, params, tokens), atol=1e-5
+    )
+    slope = jax.jit(jax.grad(lambda x: model.apply({"params": params}, x).std()))(certain / 1e4)
+    assert jnp.all(jnp.any(slope != 0, axis=-1)), "every position has a gradient"
+
+
+def test_tokens_take_their_positions_along(build, tokens):
+    model, params = build()
+    order = jnp.stack([jax.random.permutation(jax.random.key(i), 6) for i in range(8)])
+
+    @jax.jit
+    def both(tokens, order):
+        shuffled = jnp.take_along_axis(tokens, order, axis=1)
+        found = model.apply({"params": params}, shuffled, positions=order)
+        straight = model.apply({"params": params}, tokens)
+        return found, jnp.take_along_axis(straight, order[..., None], axis=1)
+
+    found, expected = both(tokens, order)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.abs(np.asarray(found) - apply(model, params, tokens)).max() > 1e-2
+
+
+def test_block_diffusion_sees_clean_blocks_before_and_its_own_noised_one(build, tokens):
+    model, params = build()
+    mask = masks.TwoStream(block=2)
+
+    def logits(noised, clean):
+        return model.apply({"params": params}, noised, clean=clean, mask=mask)
+
+    run = jax.jit(logits)
+    noised, clean = tokens[:1], tokens[1:2]
+    before = run(noised, clean)
+    for i in range(6):
+        changed = clean.at[0, i].set((clean[0, i] + 1) % 11)
+        seen = np.abs(np.asarray(run(noised, changed) - before)).max(axis=(0, 2)) > 1e-6
+        assert seen.tolist() == [j // 2 > i // 2 for j in range(6)], f"clean token {i}"
+        changed = noised.at[0, i].set((noised[0, i] + 1) % 11)
+        seen = np.abs(np.asarray(run(changed, clean) - before)).max(axis=(0, 2)) > 1e-6
+        assert seen.tolist() == [j // 2 == i // 2 for j in range(6)], f"noised token {i}"
+
+
+def test_inputs_of_the_wrong_kind_are_refused_with_the_fix(build, tokens):
+    model, params = build()
+
+    def call(*inputs, **fields):
+        return model.apply({"params": params}, *inputs, **fields)
+
+    with pytest.raises(ValueError, match="logits over all 11 ids, without weights; got 7"):
+        call(jnp.zeros((8, 6, 7)))
+    with pytest.raises(ValueError, match=r"weights need tokens of the same shape \[B, L, K\]"):
+        call(tokens, weights=jnp.ones((8, 6)))
+    with pytest.raises(ValueError, match=r"shape \[B, L\], got \(8, 6, 2\)"):
+        call(jnp.zeros((8, 6, 2), jnp.int32))
+    with pytest.raises(ValueError, match="go together"):
+        call(tokens, clean=tokens)
+    with pytest.raises(ValueError, match="go together"):
+        call(tokens, mask=masks.TwoStream())
+    with pytest.raises(ValueError, match=r"clean must have shape \(8, 6\), got \(8, 5\)"):
+        call(tokens, clean=tokens[:, :5], mask=masks.TwoStream())

@@ -7,6 +7,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mdm_jax.models import masks
+
 
 @pytest.fixture(scope="module")
 def case(build, tokens, sigma):
@@ -99,3 +101,26 @@ def test_vmap_over_parameters(case):
     found = jax.jit(jax.vmap(logits, in_axes=(0, None, None)))(ensemble, tokens, sigma)
     assert_close(found[0], expected)
     assert not np.allclose(found[1], expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_masks_and_positions_by_sequence_on_a_mesh(build, tokens, axis_type):
+    model, params = build(remat="full")
+    order = jnp.stack([jax.random.permutation(jax.random.key(i), 6) for i in range(8)])
+    inputs = (tokens, tokens[::-1], order, jnp.arange(8, dtype=jnp.int32) % 7)
+
+    def loss(params, noised, clean, positions, cut):
+        mask = masks.TwoStream(block=2, cut=cut)
+        logits = model.apply(
+            {"params": params}, noised, clean=clean, positions=positions, mask=mask
+        )
+        return jnp.sum(jnp.sin(logits))
+
+    expected = jax.jit(jax.value_and_grad(loss))(params, *inputs)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        found = jax.jit(jax.value_and_grad(loss))(
+            jax.device_put(params, NamedSharding(mesh, P())),
+            *jax.device_put(inputs, NamedSharding(mesh, P("data"))),
+        )
+    assert_close(found, expected)
