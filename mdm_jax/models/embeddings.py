@@ -157,3 +157,26 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
+
+
+def rotate_interleaved(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates heads by position (RoPE as Llama has it: dimension 2k pairs with 2k + 1).
+
+    Args:
+        x: [B, L, H, head_dim] queries or keys.
+        cos: float32[L, head_dim / 2] or float32[B, L, head_dim / 2], from `rotary_angles`.
+        sin: The same shape.
+
+    Returns:
+        The rotated heads, in the shape and dtype of `x`.
+
+    Examples:
+        >>> x = jnp.ones((1, 2, 1, 4))
+        >>> cos, sin = rotary_angles(jnp.arange(2), 4)
+        >>> [round(float(v), 2) for v in rotate_interleaved(x, cos, sin)[0, 1, 0]]  # position 1
+        [-0.3, 1.38, 0.99, 1.01]
+    """
+    pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
+    halves = jnp.concatenate([pairs[..., 0], pairs[..., 1]], axis=-1)
+    turned = jnp.split(rotate(halves, cos, sin), 2, axis=-1)
+    return jnp.stack(turned, axis=-1).reshape(x.shape)
