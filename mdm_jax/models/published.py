@@ -10,6 +10,7 @@ from typing import Any
 from flax import linen as nn
 
 from mdm_jax.models.convert.card import model_card
+from mdm_jax.models.convert.dit import renamed_hints
 from mdm_jax.models.convert.families import (
     PRESETS,
     family_for,
@@ -175,9 +176,8 @@ def _config(family: Family, checkpoint: Checkpoint, fields: Mapping[str, Any]) -
         raise ValueError(
             f"unknown fields {sorted(fields.keys() - known)}: expected some of {sorted(known)}."
         )
-    if family.name == "dit" and not {"time_conditioning", "causal"} & (
-        checkpoint.hints.keys() | fields.keys()
-    ):
+    told = renamed_hints(checkpoint.hints).keys() | fields.keys()
+    if family.name == "dit" and not {"time_conditioning", "causal"} & told:
         logging.getLogger(__name__).warning(
             "%s does not say what it was trained as: taken for %s. Pass family= to say.",
             checkpoint.origin,

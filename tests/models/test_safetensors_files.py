@@ -73,7 +73,7 @@ def test_a_write_that_fails_leaves_no_file(tmp_path):
     path = tmp_path / "a.safetensors"
     shapes = {"w": (2,), "v": (1,)}
     dtypes = {"w": "F32", "v": "F32"}
-    with pytest.raises(ValueError, match="announced and not given: .'v'."):
+    with pytest.raises(ValueError, match=r"announced and not given: .'v'."):
         write_safetensors(path, iter([("w", np.ones(2))]), dtypes, shapes=shapes)
     with pytest.raises(ValueError, match=r"w .3,. is not what was announced"):
         write_safetensors(path, iter([("w", np.ones(3))]), dtypes, shapes=shapes)

@@ -61,7 +61,7 @@ def family_of(shapes: Mapping[str, Shape], name: str | None = None) -> Family:
         'dit'
         >>> family_of({"w": (3,)}, "mdlm")
         Traceback (most recent call last):
-        ValueError: these are no tensors of a mdlm: ...
+        ValueError: these are no tensors of a mdlm: vocab_embed.embedding missing (w, ...).
     """
     known = FAMILIES | PRESETS
     if name is not None and name not in known:
@@ -70,8 +70,8 @@ def family_of(shapes: Mapping[str, Shape], name: str | None = None) -> Family:
     first = ", ".join(sorted(shapes)[:3])
     if name is not None:
         if not _recognizes(known[name], shapes):
-            others = f"they are those of {fitting[0].name}" if fitting else "nor of any other"
-            raise ValueError(f"these are no tensors of a {name}: {others} ({first}, ...).")
+            why = f"they are those of {fitting[0].name}" if fitting else _lack(known[name], shapes)
+            raise ValueError(f"these are no tensors of a {name}: {why} ({first}, ...).")
         return known[name]
     if len(fitting) != 1:
         names = [family.name for family in fitting]
@@ -119,3 +119,14 @@ def without_prefix(family: Family, shapes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recognizes(family: Family, shapes: Mapping[str, Shape]) -> bool:
     return family.recognizes(without_prefix(family, shapes))
+
+
+def _lack(family: Family, shapes: Mapping[str, Shape]) -> str:
+    """Returns why tensors that no family recognizes are not this family's."""
+    try:
+        family.config(without_prefix(family, shapes), {})
+    except KeyError as error:
+        return f"{error.args[0]} missing"
+    except ValueError as error:
+        return str(error).removesuffix(".")
+    return "nor of any other"

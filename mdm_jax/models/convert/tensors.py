@@ -84,7 +84,7 @@ class StoredTensor:
         if self.strides is not None:
             steps = [stride * self.dtype.itemsize for stride in self.strides]
             flat = np.lib.stride_tricks.as_strided(flat, self.shape, steps)
-        array = np.ascontiguousarray(flat.reshape(self.shape))
+        array = np.ascontiguousarray(flat).reshape(self.shape)
         return array if dtype is None else array.astype(dtype, copy=False)
 
 
