@@ -16,6 +16,7 @@ from mdm_jax.models.convert.family import Family
 from mdm_jax.models.convert.hints import Measured, fields_from, shown_by
 from mdm_jax.models.convert.leaves import Leaf, Shape, copied, transposed
 from mdm_jax.models.dit import DiT
+from mdm_jax.models.ladders import PUBLISHED
 
 PREFIX = "backbone."
 """What published names begin with, in Lightning and Hugging Face checkpoints alike."""
@@ -138,7 +139,9 @@ def _dense(path: list[str], name: str, rows: int, columns: int) -> list[Leaf]:
 
 
 def _buffers(config: DiTConfig) -> dict[str, np.ndarray | None]:
-    return {"rotary_emb.inv_freq": embeddings.frequencies(config.head_dim)}
+    # BD3-LM files also hold the noise levels it was trained between, which no forward pass reads.
+    trained = dict.fromkeys(("sampling_eps_min", "sampling_eps_max"))
+    return {"rotary_emb.inv_freq": embeddings.frequencies(config.head_dim), **trained}
 
 
 def _recognizes(shapes: Mapping[str, Shape]) -> bool:
@@ -197,7 +200,10 @@ def renamed_hints(hints: Mapping[str, Any]) -> dict[str, Any]:
 
 def _published_heads(width: int, layers: int) -> int:
     """Returns the heads of the published size with this width and depth."""
-    for size in SIZES.values():
+    for size in (
+        *SIZES.values(),
+        *(x for known in PUBLISHED.values() for x in known.sizes.values()),
+    ):
         if (size["width"], size["layers"]) == (width, layers):
             return size["heads"]
     raise ValueError(
@@ -229,6 +235,7 @@ FAMILY = Family(
     config=_config,
     module=DiT,
     leaves=dit_leaves,
+    configuration=DiTConfig,
     owns=lambda config: isinstance(config, DiTConfig),
     buffers=_buffers,
     names=_HINTS,
