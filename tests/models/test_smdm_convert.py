@@ -1,6 +1,5 @@
 """Published SMDM weights give the published activations, and every tensor is accounted for."""
 
-
 import goldens
 import jax
 import jax.numpy as jnp
