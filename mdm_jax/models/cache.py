@@ -41,12 +41,12 @@ class Cache(NamedTuple):
         return self.keys.shape[2]
 
 
-def make_cache(config: DiTConfig | SMDMConfig, batch: int, capacity: int) -> Cache:
+def make_cache(config: DiTConfig | SMDMConfig, batch: int | jax.Array, capacity: int) -> Cache:
     """Returns an empty cache.
 
     Args:
         config: The model's architecture.
-        batch: Sequences, B.
+        batch: Sequences, B; or tokens int32[B, L], whose sharding the cache then follows.
         capacity: Slots per sequence, S. Eso-LM feeds masks behind the tokens it keeps, so it needs
             as many slots as the sequence has tokens.
 
@@ -57,12 +57,14 @@ def make_cache(config: DiTConfig | SMDMConfig, batch: int, capacity: int) -> Cac
         >>> make_cache(DiTConfig(num_ids=5, width=8, layers=2, heads=2), 3, 10).keys.shape
         (2, 3, 10, 2, 4)
     """
-    if batch < 1 or capacity < 1:
-        raise ValueError(f"batch and capacity must be positive, got {batch} and {capacity}.")
+    # Made from the tokens, so that it is split like them on any mesh and under shard_map.
+    filled = jnp.zeros(batch, jnp.int32) if isinstance(batch, int) else batch[:, 0] * 0
+    if not filled.size or capacity < 1:
+        raise ValueError(f"batch and capacity must be positive, got {filled.size} and {capacity}.")
     heads = config.groups if isinstance(config, SMDMConfig) else config.heads
-    shape = (config.layers, batch, capacity, heads, config.head_dim)
-    keys, values = jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
-    return Cache(keys, values, jnp.zeros(batch, jnp.int32))
+    shape = (config.layers, filled.size, capacity, heads, config.head_dim)
+    zeros = jnp.broadcast_to(filled[None, :, None, None, None], shape).astype(config.dtype)
+    return Cache(zeros, zeros, filled)
 
 
 def commit(cache: Cache, count: jax.Array | int) -> Cache:

@@ -73,9 +73,9 @@ def cached(model: DiT | SMDM, params: Any, process: Masked) -> Denoiser:
         )
 
     def init(tokens):
-        batch, length = tokens.shape
-        places = jnp.broadcast_to(last_axis_index(length, 2), (batch, length))
-        return Ordered(make_cache(model.config, batch, length), places)
+        length = tokens.shape[1]
+        cache = make_cache(model.config, tokens, length)
+        return Ordered(cache, cache.filled[:, None] + last_axis_index(length, 2))
 
     def apply(tokens, t, carry):
         del t

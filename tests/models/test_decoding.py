@@ -235,29 +235,37 @@ def test_bfloat16_keys_and_what_lies_beyond_the_capacity(build):
     assert buffer[..., 0, 0].tolist() == [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
-def test_a_cache_sharded_by_rows_on_an_explicit_mesh(build, tokens):
-    model, params = build(causal=True)
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit", "shard_map"])
+def test_a_batch_split_over_eight_devices(build, axis_type):
+    model, params = build(causal=True, layers=1)
+    denoiser = cached(model, params, SMALL)
+    canvas = jax.random.randint(jax.random.key(1), (8, 6), 0, 10, jnp.int32)
+    order = jnp.stack([jax.random.permutation(jax.random.key(i), 6) for i in range(8)])
+    counts = np.array([1, 3, 2])
 
-    def run(tokens):
-        cache = make_cache(model.config, 8, 6)
-        spec = jax.typeof(tokens).sharding
-        if spec.mesh.axis_types:
-            rows = jax.sharding.PartitionSpec(None, "data")
-            cache = cache._replace(
-                keys=jax.sharding.reshard(cache.keys, rows),
-                values=jax.sharding.reshard(cache.values, rows),
-                filled=jax.sharding.reshard(cache.filled, jax.sharding.PartitionSpec("data")),
-            )
-        _, cache = model.apply({"params": params}, tokens[:, :4], cache, method="decode")
-        return model.apply({"params": params}, tokens[:, 4:], commit(cache, 4), method="decode")[0]
+    def run(canvas, order):
+        # Certain draws: a model whose best token takes all.
+        greedy = mdm.tempered(denoiser, 1e-6)
+        masks = jnp.full_like(canvas, SMALL.mask_id)
+        key = jax.random.key(0)
+        return (
+            generate_autoregressive(key, greedy, SMALL, canvas).tokens,
+            generate_permuted(key, greedy, SMALL, masks, order, counts).tokens,
+        )
 
-    expected = jax.jit(lambda x: model.apply({"params": params}, x))(tokens)[:, 4:]
-    np.testing.assert_allclose(jax.jit(run)(tokens), expected, atol=2e-5)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with jax.set_mesh(mesh):
-        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        found = jax.jit(run)(jax.device_put(tokens, rows))
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    expected = jax.jit(run)(canvas, order)
+    kind = jax.sharding.AxisType.Explicit if axis_type == "Explicit" else jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    rows = jax.sharding.PartitionSpec("data")
+    if axis_type == "shard_map":
+        split = jax.shard_map(run, mesh=mesh, in_specs=(rows, rows), out_specs=(rows, rows))
+        found = jax.jit(split)(canvas, order)
+    else:
+        with jax.set_mesh(mesh):
+            sharding = jax.sharding.NamedSharding(mesh, rows)
+            found = jax.jit(run)(*jax.device_put((canvas, order), sharding))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_bad_input_is_refused_with_the_fix(build):
