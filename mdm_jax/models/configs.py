@@ -1,4 +1,4 @@
-"""Sizes of the DiT denoiser, and what each size costs.
+"""The configuration of a DiT denoiser, and what it costs.
 
 Counts are closed forms of the configuration, so that a budget can be planned without a device.
 """
@@ -6,13 +6,7 @@ Counts are closed forms of the configuration, so that a budget can be planned wi
 import dataclasses
 from typing import Any
 
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"width": 128, "layers": 4, "heads": 4, "cond_dim": 64, "unroll": 4},
-    "small": {"width": 768, "layers": 12, "heads": 12, "cond_dim": 128},
-    "medium": {"width": 1024, "layers": 24, "heads": 16, "cond_dim": 128},
-}
-"""Named sizes. "small" and "medium" are the published MDLM ones. "tiny" (1.1M parameters with byte
-tokens) trains on a CPU, where an unrolled step takes 10 to 20 % less time than a scanned one."""
+from mdm_jax.models.sizes import SIZES
 
 TIME_FEATURES = 256
 """Width of the sinusoidal features of sigma: 128 cosines, then 128 sines."""

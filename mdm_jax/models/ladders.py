@@ -1,4 +1,4 @@
-"""Published DiT sizes: the scaling study's ladder, and those of MDLM, Duo, Eso-LM and BD3-LM.
+"""Published DiTs by family: MDLM, SEDD, Duo, Eso-LM, BD3-LM and the scaling study.
 
 A size is the fields of a `DiTConfig` that a paper's configuration file fixes; how the model is fed
 (time, causality, vocabulary) is the family's, `PUBLISHED`. All of these share one DiT, so a rung of
@@ -7,48 +7,8 @@ the ladder serves any family.
 
 from typing import Any, NamedTuple
 
-from mdm_jax.models.configs import SIZES, DiTConfig, flops_per_token
-
-
-def _size(width: int, layers: int, heads: int, cond_dim: int = 128) -> dict[str, int]:
-    return {"width": width, "layers": layers, "heads": heads, "cond_dim": cond_dim}
-
-
-SCALING_LADDER: dict[str, dict[str, int]] = {
-    "6M": _size(256, 6, 4),
-    "19M": _size(384, 8, 6),
-    "34M": _size(512, 8, 8),
-    "48M": _size(576, 9, 9),
-    "66M": _size(640, 10, 10),
-    "75M": _size(640, 16, 8),
-    "85M": _size(640, 13, 10),
-    "113M": _size(768, 12, 12),
-    "142M": _size(768, 15, 12),
-    "170M": _size(768, 18, 12),
-    "180M": _size(896, 14, 14),
-    "206M": _size(896, 16, 14),
-    "231M": _size(896, 18, 14),
-    "268M": _size(1024, 16, 16),
-    "302M": _size(1024, 18, 16),
-    "336M": _size(1024, 20, 16),
-    "472M": _size(1280, 18, 10),
-    "551M": _size(1280, 21, 10),
-    "571M": _size(1408, 18, 11),
-    "629M": _size(1280, 24, 10),
-    "666M": _size(1408, 21, 11),
-    "761M": _size(1408, 24, 11),
-    "831M": _size(1536, 22, 12),
-    "944M": _size(1536, 25, 12),
-    "1233M": _size(1792, 24, 14),
-    "1476M": _size(2048, 22, 16),
-    "1678M": _size(2048, 25, 16),
-    "2121M": _size(2176, 28, 17),
-}
-"""The 28 rungs of the scaling study (scaling-dllms). Names are labels taken over from SMDM's
-ladder: "2121M" is the study's "1.7B", with 1.78 billion parameters in all."""
-
-_SMALL, _MEDIUM = (_size(**{k: SIZES[name][k] for k in ("width", "layers", "heads", "cond_dim")})
-                   for name in ("small", "medium"))  # fmt: skip
+from mdm_jax.models.configs import DiTConfig, flops_per_token
+from mdm_jax.models.sizes import SCALING_LADDER, SIZES, dit_size
 
 
 class PublishedFamily(NamedTuple):
@@ -70,13 +30,14 @@ class PublishedFamily(NamedTuple):
 _MASKED = {"time_conditioning": False, "dropout": 0.1}
 _UNIFORM = {"time_conditioning": True, "dropout": 0.1}
 _CAUSAL = {"causal": True, "adaln": False, "dropout": 0.1}
-_MDLM_SIZES = {"tiny": _size(512, 8, 8), "small": _SMALL, "medium": _MEDIUM}
-_DUO_SIZES = {"tiny": _size(256, 8, 8), "small": _SMALL, "medium": _MEDIUM}
-_BD3_SIZES = {"tiny": _size(256, 8, 8, cond_dim=64), "small": _SMALL, "medium": _MEDIUM}
+_COMMON = {name: SIZES[name] for name in ("small", "medium")}
+_MDLM_SIZES = {"tiny": dit_size(512, 8, 8), **_COMMON}
+_DUO_SIZES = {"tiny": dit_size(256, 8, 8), **_COMMON}
+_BD3_SIZES = {"tiny": dit_size(256, 8, 8, cond_dim=64), **_COMMON}
 _SCALING_SIZES = SCALING_LADDER | {
-    "717M": _size(1536, 19, 12),
-    "1028M": _size(1792, 20, 14),
-    "base": _size(384, 6, 6),
+    "717M": dit_size(1536, 19, 12),
+    "1028M": dit_size(1792, 20, 14),
+    "base": dit_size(384, 6, 6),
     **_DUO_SIZES,
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 FIELDS: dict[str, Any] = {
     "seed": int,
     "model": {
-        "size": str,  # see mdm_jax.models.configs.SIZES
+        "size": str,  # see mdm_jax.models.sizes
         "width": int,  # 0 here and in the next three: as the size has it
         "layers": int,
         "heads": int,
