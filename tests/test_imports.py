@@ -24,7 +24,7 @@ ALLOWED = {
 THIRD_PARTY = {
     "core": {"jax", "numpy"},
     "models": {"jax", "numpy", "flax", "ml_dtypes"},
-    "data": {"numpy", "grain", "tokenizers"},
+    "data": {"numpy", "grain", "tokenizers", "sentencepiece", "tiktoken"},
     "configs": {"ml_collections"},
 }
 FILES = [

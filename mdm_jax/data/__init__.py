@@ -18,23 +18,33 @@ from mdm_jax.data.baselines import (
     xz_bits_per_byte,
 )
 from mdm_jax.data.batches import Batches, evaluation_batches
+from mdm_jax.data.gpt2_files import Gpt2FilesTokenizer
+from mdm_jax.data.mask_ids import mask_id_for
 from mdm_jax.data.packing import Packed, check_ids, pack
+from mdm_jax.data.sentencepiece_files import SentencePieceTokenizer
 from mdm_jax.data.sources import Documents, in_memory, python_documentation, split, text_files
+from mdm_jax.data.tiktoken_files import GPT2_PATTERN, TiktokenTokenizer
 from mdm_jax.data.tokenizer_files import JsonTokenizer
-from mdm_jax.data.tokenizers import ByteTokenizer, Tokenizer
+from mdm_jax.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 
 __all__ = [
+    "GPT2_PATTERN",
     "Batches",
     "ByteTokenizer",
+    "CharTokenizer",
     "Documents",
+    "Gpt2FilesTokenizer",
     "JsonTokenizer",
     "Packed",
+    "SentencePieceTokenizer",
+    "TiktokenTokenizer",
     "Tokenizer",
     "bigram_conditional_entropy",
     "bigram_cross_entropy",
     "check_ids",
     "evaluation_batches",
     "in_memory",
+    "mask_id_for",
     "pack",
     "python_documentation",
     "split",

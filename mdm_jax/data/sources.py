@@ -85,7 +85,7 @@ def text_files(path: str | os.PathLike[str]) -> Documents:
 
     Examples:
         >>> here = os.path.dirname(__file__)
-        >>> [os.path.basename(name) for name in text_files(f"{here}/s*.py").names]
+        >>> [os.path.basename(name) for name in text_files(f"{here}/so*.py").names]
         ['sources.py']
     """
     where = os.path.expanduser(os.fspath(path))

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mdm_jax.data.tokenizers import as_text
+
 _END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "[SEP]")
 
 
@@ -58,10 +60,17 @@ class JsonTokenizer:
         object.__setattr__(self, "vocab_size", max(vocabulary.values()) + 1)
         object.__setattr__(self, "eos_id", vocabulary[present[0]])
 
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The tokens the file marks as special, and `end`."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        special = {token.content: number for number, token in added if token.special}
+        return special | {self._tokenizer.id_to_token(self.eos_id): self.eos_id}
+
     def encode(self, text: str | bytes) -> np.ndarray:
         """`text` as int32[n]."""
-        text = text.decode(errors="replace") if isinstance(text, bytes) else text
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        ids = self._tokenizer.encode(as_text(text), add_special_tokens=False).ids
+        return np.asarray(ids, np.int32)
 
     def decode(self, ids: ArrayLike) -> str:
         """The text of int[n] ids, special tokens included."""
