@@ -188,3 +188,12 @@ def test_esolm_losses_and_the_mistake_in_the_published_one(esolm):
     as_coded = esolm["loss.sequential.per_token_as_coded"]
     np.testing.assert_allclose(jnp.where(z0 == MASK_ID, raw, 0.0), as_coded, atol=5e-5)
     assert np.abs(as_coded - np.asarray(loss)).max() > 1.0
+
+
+def test_bfloat16_logits_are_within_a_hundredth_of_the_published_ones(scaling):
+    # Root mean squares: measured 0.0096 over logits of 1.13 (0.0106 over 1.44 for MDLM's golden).
+    model, params = make(scaling, dtype="bfloat16")
+    logits = jax.jit(model.apply)({"params": params}, scaling["x_bidir"]).astype(jnp.float32)
+    expected = scaling["adaln_bidir.logits_sigma0"]
+    error = np.sqrt(np.mean((np.asarray(logits) - expected) ** 2))
+    assert 1e-3 < error < 0.01 * np.sqrt(np.mean(expected**2))
