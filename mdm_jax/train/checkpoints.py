@@ -298,8 +298,11 @@ def save_params(
         ({'w': Array([0., 1.], dtype=float32)}, {'size': 'tiny'})
     """
     path = Path(path).absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path / "params", params, force=overwrite)
+    # Few bytes in flight, and no snapshot to go on training from: what memory allows is a model.
+    largest = max((x.nbytes for x in jax.tree.leaves(params)), default=0)
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1 + largest // 10**9)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path / "params", args=ocp.args.PyTreeSave(params), force=overwrite)
     if jax.process_index() == 0:
         (path / "config.json").write_text(json.dumps(_plain(config), indent=2) + "\n")
 

@@ -32,6 +32,7 @@ class Family:
         leaves: Every parameter of a configuration, in the order of `module.parameters()` there.
         buffers: Tensors a file may hold that are no parameters: their value, or None for any.
         aliases: Second names of tied parameters: name to the name of the parameter.
+        configuration: Class of its configurations.
         owns: Whether a configuration is one of this family.
         names: What a `config.json` calls the fields that it can set.
         hints: The configuration as the family's own `config.json` has it.
@@ -43,6 +44,7 @@ class Family:
     config: Callable[[Mapping[str, Shape], Mapping[str, Any]], Any]
     module: Callable[[Any], nn.Module]
     leaves: Callable[[Any], list[Leaf]]
+    configuration: type
     owns: Callable[[Any], bool]
     names: Mapping[str, str]
     hints: Callable[[Any], dict[str, Any]]

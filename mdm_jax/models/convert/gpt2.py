@@ -147,6 +147,7 @@ FAMILY = Family(
     config=_config,
     module=GPT2,
     leaves=gpt2_leaves,
+    configuration=GPT2Config,
     owns=lambda config: isinstance(config, GPT2Config),
     names=_HINTS,
     buffers=_buffers,
