@@ -25,6 +25,7 @@ from mdm_jax.models.cache import Cache, commit, make_cache
 from mdm_jax.models.dit import DiT
 from mdm_jax.models.smdm import SMDM
 from mdm_jax.processes import Masked
+from mdm_jax.stopping import Stop
 
 
 class Ordered(NamedTuple):
@@ -100,6 +101,7 @@ def generate_autoregressive(
     *,
     keep: Bool | None = None,
     prefill: int = 1,
+    stop: Stop | None = None,
 ) -> Generation:
     """Draws tokens from left to right, each from a next-token model given those before it.
 
@@ -115,9 +117,11 @@ def generate_autoregressive(
             among them: a next-token model has no prediction for it.
         prefill: How many tokens are given at the front of every row. They are read at once; the
             other L - prefill cost a model call each.
+        stop: ``tokens -> bool[B]``, such as `eos_decided`; a row that is done keeps its masks from
+            there on, and generation ends when all are done.
 
     Returns:
-        `Generation`; its carry has all but the last token committed.
+        `Generation`; its carry has all but the last token read committed.
 
     Raises:
         ValueError: If `prefill` does not lie in [1, L], `keep` has another shape than `tokens`,
@@ -150,18 +154,27 @@ def generate_autoregressive(
         logits, carry = denoiser.apply(window, jnp.float32(0.0), carry)
         return logits[:, -1], _advance(carry, window.shape[1])
 
-    def step(loop, i):
-        tokens, carry = loop
+    finished = (lambda tokens: keep[:, 0] & False) if stop is None else stop
+
+    def unfinished(loop):
+        i, _, _, done = loop
+        return (i < length) & ~jnp.all(done)
+
+    def step(loop):
+        i, tokens, carry, done = loop
         logits, carry = read(jax.lax.dynamic_slice_in_dim(tokens, i - 1, 1, axis=1), carry)
-        return (draw(logits, tokens, i), carry), None
+        tokens = jnp.where(done[:, None], tokens, draw(logits, tokens, i))
+        return i + 1, tokens, carry, finished(tokens)
 
     carry = _started(denoiser, tokens)
-    if prefill < length:
-        logits, carry = read(tokens[:, :prefill], carry)
-        tokens = draw(logits, tokens, prefill)
-    places = jnp.arange(prefill + 1, length, dtype=jnp.int32)
-    (tokens, carry), _ = jax.lax.scan(step, (tokens, carry), places)
-    return Generation(tokens, jnp.int32((length - prefill) * denoiser.calls), carry)
+    tokens = jnp.where(keep, tokens, process.mask_id)
+    if prefill == length:
+        return Generation(tokens, jnp.int32(0), carry)
+    logits, carry = read(tokens[:, :prefill], carry)
+    tokens = jnp.where(finished(tokens)[:, None], tokens, draw(logits, tokens, prefill))
+    start = (jnp.int32(prefill + 1), tokens, carry, finished(tokens))
+    i, tokens, carry, _ = jax.lax.while_loop(unfinished, step, start)
+    return Generation(tokens, (i - prefill) * denoiser.calls, carry)
 
 
 def generate_permuted(

@@ -165,6 +165,23 @@ def test_autoregression_of_a_mixed_batch_is_that_of_each_row(build):
     assert int(prefilled.calls) == 5
 
 
+def test_a_row_that_has_ended_stays_as_it_is_and_saves_calls(build):
+    model, params = build(causal=True)
+    denoiser = racing(cached(model, params, SMALL), NOISE)
+    canvas, key = jnp.array([[1], [2], [3], [4]]).repeat(8, axis=1), jax.random.key(0)
+    full = np.asarray(generate_autoregressive(key, denoiser, SMALL, canvas).tokens)
+    end = int(full[0, 3])  # Ends the first row after 4 tokens at most.
+    places = np.array([np.append(np.flatnonzero(row == end), 7)[0] for row in full])
+    expected = np.where(np.arange(8)[None] <= places[:, None], full, SMALL.mask_id)
+    stop = mdm.eos_decided(SMALL, end)
+    out = generate_autoregressive(key, denoiser, SMALL, canvas, stop=stop)
+    np.testing.assert_array_equal(out.tokens, expected)
+    assert int(out.calls) == places.max()
+    alone = racing(cached(model, params, SMALL), NOISE[:1])
+    out = generate_autoregressive(key, alone, SMALL, canvas[:1], stop=stop)
+    assert int(out.calls) == places[0] <= 3
+
+
 def test_permuted_generation_of_rows_at_different_places(build):
     model, params = build()
     rng = np.random.default_rng(2)
