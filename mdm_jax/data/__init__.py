@@ -20,6 +20,7 @@ from mdm_jax.data.baselines import (
 from mdm_jax.data.batches import Batches, evaluation_batches
 from mdm_jax.data.gpt2_files import Gpt2FilesTokenizer
 from mdm_jax.data.mask_ids import mask_id_for
+from mdm_jax.data.named_tokenizers import open_tokenizer
 from mdm_jax.data.packing import Packed, check_ids, pack
 from mdm_jax.data.sentencepiece_files import SentencePieceTokenizer
 from mdm_jax.data.sources import Documents, in_memory, python_documentation, split, text_files
@@ -45,6 +46,7 @@ __all__ = [
     "evaluation_batches",
     "in_memory",
     "mask_id_for",
+    "open_tokenizer",
     "pack",
     "python_documentation",
     "split",

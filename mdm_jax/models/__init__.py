@@ -4,7 +4,11 @@ from mdm_jax.models import adapters, cache, convert, decoding, ladders, masks
 from mdm_jax.models.attention import attention
 from mdm_jax.models.configs import SIZES, DiTConfig, flops_per_token, parameter_count
 from mdm_jax.models.dit import DiT
+from mdm_jax.models.gpt2 import GPT2
+from mdm_jax.models.gpt2_configs import GPT2_SIZES, GPT2Config, gpt2_parameter_count
 from mdm_jax.models.ladders import published_config
+from mdm_jax.models.md4 import MD4
+from mdm_jax.models.md4_configs import MD4_SIZES, MD4Config, md4_parameter_count
 from mdm_jax.models.published import load, save
 from mdm_jax.models.smdm import SMDM
 from mdm_jax.models.smdm_configs import (
@@ -15,11 +19,17 @@ from mdm_jax.models.smdm_configs import (
 )
 
 __all__ = [
+    "GPT2",
+    "GPT2_SIZES",
+    "MD4",
+    "MD4_SIZES",
     "SIZES",
     "SMDM",
     "SMDM_SIZES",
     "DiT",
     "DiTConfig",
+    "GPT2Config",
+    "MD4Config",
     "SMDMConfig",
     "adapters",
     "attention",
@@ -27,9 +37,11 @@ __all__ = [
     "convert",
     "decoding",
     "flops_per_token",
+    "gpt2_parameter_count",
     "ladders",
     "load",
     "masks",
+    "md4_parameter_count",
     "parameter_count",
     "published_config",
     "save",

@@ -212,12 +212,11 @@ def _documents(section: Mapping[str, Any], given: data.Documents | None) -> data
 
 
 def _tokenizer(name: str) -> data.Tokenizer:
-    """The tokenizer of ``data.tokenizer``: "byte", or the path of a tokenizer.json."""
-    if name == "byte":
-        return data.ByteTokenizer()
-    if name.endswith(".json"):
-        return data.JsonTokenizer(name)
-    raise ValueError(f"unknown data.tokenizer {name!r}: expected 'byte' or a path to a .json file")
+    """The tokenizer of ``data.tokenizer``, see `data.open_tokenizer`."""
+    try:
+        return data.open_tokenizer(name)
+    except ValueError as error:
+        raise ValueError(f"data.tokenizer: {error}") from error
 
 
 def _choose(field: str, name: str, options: Mapping[str, Any]) -> Any:

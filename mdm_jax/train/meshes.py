@@ -41,6 +41,17 @@ SMDM_RULES: Rules = (
     (r"head/logits/kernel$", P("fsdp", None)),
 )
 
+# `mdm_jax.models.md4.MD4`. (`mdm_jax.models.gpt2.GPT2` has the names of `DIT_RULES`.)
+MD4_RULES: Rules = (
+    (r"embedding/table$", P(None, "fsdp")),
+    (r"blocks/qkv/kernel$", P(None, "fsdp", None, "tensor", None)),
+    (r"blocks/attention_out/kernel$", P(None, "tensor", None, "fsdp")),
+    (r"blocks/mlp_(gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"blocks/mlp_down/kernel$", P(None, "tensor", "fsdp")),
+    (r"blocks/modulation/kernel$", P(None, None, "fsdp")),
+    (r"head/logits/kernel$", P("fsdp", None)),
+)
+
 
 def make_mesh(
     axes: Mapping[str, int] | None = None, *, axis_type: AxisType = AxisType.Auto

@@ -1,5 +1,6 @@
 """GPT-2 against `transformers`' numbers, an independent float64 forward pass, and its own rules."""
 
+import json
 import math
 
 import goldens
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from safetensors.numpy import save_file
 
 from mdm_jax.models.convert.gpt2 import FAMILY
 from mdm_jax.models.gpt2 import GPT2
 from mdm_jax.models.gpt2_configs import GPT2_SIZES, GPT2Config, gpt2_parameter_count
+from mdm_jax.models.published import load
+from mdm_jax.train.meshes import DIT_RULES, state_shardings
 
 CONFIG = GPT2Config(vocab_size=37, positions=10, width=24, layers=3, heads=4)
 
@@ -195,6 +199,14 @@ def test_a_batch_sharded_over_eight_devices(params, rows, logits, axis_type):
     np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
 
 
+def test_parameters_sharded_by_the_rules(params, rows, logits):
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    placed = jax.device_put(params, state_shardings(params, mesh, DIT_RULES))
+    assert not placed["blocks"]["qkv"]["kernel"].sharding.is_fully_replicated
+    found = jax.jit(apply)(placed, jax.device_put(rows, NamedSharding(mesh, P("data"))))
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
+
+
 def test_vmap_over_an_extra_leading_axis(params, rows, logits):
     found = jax.jit(jax.vmap(apply, in_axes=(None, 0)))(params, rows.reshape(4, 2, 10))
     np.testing.assert_allclose(found.reshape(8, 10, 37), logits, rtol=1e-4, atol=1e-4)
@@ -270,3 +282,22 @@ def test_bad_configs_are_refused(fields, message):
         GPT2Config(**({"width": 24, "layers": 3, "heads": 4} | fields))
     with pytest.raises(ValueError, match="size must be one of"):
         GPT2Config.from_size("gpt3")
+
+
+def test_a_folder_as_published_loads_and_comes_back(tmp_path, state, rows, logits):
+    """The head is tied, so the file has it once; the folder's config names the heads."""
+    for folder, tensors in (
+        ("model", state),
+        ("bare", {name.removeprefix("transformer."): value for name, value in state.items()}),
+    ):
+        (tmp_path / folder).mkdir()
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+        hints = FAMILY.hints(CONFIG) | {"architectures": ["GPT2LMHeadModel"], "n_inner": None}
+        (tmp_path / folder / "config.json").write_text(json.dumps(hints))
+        model, params = load(tmp_path / folder)
+        assert model == GPT2(CONFIG)
+        np.testing.assert_array_equal(
+            jax.jit(lambda p, m=model: m.apply({"params": p}, rows))(params), logits
+        )
+    bfloat16, _ = load(tmp_path / "model", dtype="bfloat16")
+    assert bfloat16.config.dtype == "bfloat16"

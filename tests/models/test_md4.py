@@ -13,6 +13,7 @@ import mdm_jax as mdm
 from mdm_jax.models import adapters
 from mdm_jax.models.md4 import MD4
 from mdm_jax.models.md4_configs import MD4Config, md4_parameter_count
+from mdm_jax.train.meshes import MD4_RULES, state_shardings
 
 SMALL = {"vocab_size": 11, "layers": 2, "heads": 3, "features": 8}
 TOKENS = jax.random.randint(jax.random.key(1), (8, 6), 0, 12, jnp.int32)
@@ -304,6 +305,16 @@ def test_a_batch_sharded_over_eight_devices(axis_type):
     assert found[0].sharding.is_equivalent_to(sharding, found[0].ndim)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_parameters_sharded_by_the_rules():
+    model, params = build(heads=2)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    shardings = state_shardings(params, mesh, MD4_RULES)
+    split = {k for k, v in shardings["blocks"].items() if not v["kernel"].is_fully_replicated}
+    assert split == params["blocks"].keys()
+    found = apply(model, jax.device_put(params, shardings), TOKENS, t=TIMES)
+    np.testing.assert_allclose(found, apply(model, params, TOKENS, t=TIMES), rtol=1e-4, atol=1e-4)
 
 
 def test_vmap_over_an_extra_leading_axis():
