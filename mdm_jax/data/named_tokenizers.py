@@ -15,7 +15,7 @@ def open_tokenizer(name: str) -> Tokenizer:
     `TiktokenTokenizer`.
 
     Args:
-        name: "byte", "char", or a path: of a ``tokenizer.json`` (``.json``), of a SentencePiece
+        name: "byte", "text8", or a path: of a ``tokenizer.json`` (``.json``), of a SentencePiece
             model (``.model``), or of a folder. Of a folder the first is taken that it has of
             ``tokenizer.json``, ``tokenizer.model``, and GPT-2's two files.
 
@@ -25,7 +25,7 @@ def open_tokenizer(name: str) -> Tokenizer:
         ValueError: If the name is none of these, or the file is not what its name says.
 
     Examples:
-        >>> open_tokenizer("char").vocab_size
+        >>> open_tokenizer("text8").vocab_size
         27
     """
     if name in _BUILT_IN:
@@ -47,4 +47,4 @@ def open_tokenizer(name: str) -> Tokenizer:
     )
 
 
-_BUILT_IN = {"byte": ByteTokenizer, "char": CharTokenizer}
+_BUILT_IN = {"byte": ByteTokenizer, "text8": CharTokenizer}

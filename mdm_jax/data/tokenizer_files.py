@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mdm_jax.data.tokenizers import as_text
+from mdm_jax.data.tokenizers import as_text, one_sequence
 
 _END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "[SEP]")
 
@@ -73,8 +73,13 @@ class JsonTokenizer:
         return np.asarray(ids, np.int32)
 
     def decode(self, ids: ArrayLike) -> str:
-        """The text of int[n] ids, special tokens included."""
-        return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+        """The text of int[n] ids, special tokens included.
+
+        Raises:
+            ValueError: if `ids` is not one sequence, or an id is not in the vocabulary.
+        """
+        ids = one_sequence(ids, self.vocab_size, "a token")
+        return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
 
     @functools.cached_property
     def _tokenizer(self) -> Any:

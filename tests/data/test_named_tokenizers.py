@@ -37,8 +37,8 @@ def test_a_folder_gives_the_first_it_has(folder):
 
 def test_names():
     assert data.open_tokenizer("byte") == data.ByteTokenizer()
-    assert data.open_tokenizer("char") == data.CharTokenizer()
-    with pytest.raises(ValueError, match="unknown tokenizer 'gpt2': expected 'byte', 'char'"):
+    assert data.open_tokenizer("text8") == data.CharTokenizer()
+    with pytest.raises(ValueError, match="unknown tokenizer 'gpt2': expected 'byte', 'text8'"):
         data.open_tokenizer("gpt2")
     with pytest.raises(FileNotFoundError, match="no tokenizer file"):
         data.open_tokenizer("missing/tokenizer.json")

@@ -52,3 +52,12 @@ def test_bad_files_are_named(path, tmp_path):
         data.JsonTokenizer(str(broken))
     with pytest.raises(ValueError, match="has no token <eot>"):
         data.JsonTokenizer(path, end="<eot>")
+
+
+def test_the_mask_does_not_decode(path):
+    tokenizer = data.JsonTokenizer(path)
+    with pytest.raises(
+        ValueError, match=rf"id {tokenizer.vocab_size} at position 0 is not a token"
+    ):
+        tokenizer.decode([tokenizer.vocab_size])
+    assert tokenizer.special_ids == {"<|endoftext|>": tokenizer.eos_id}
