@@ -1,6 +1,6 @@
 """Denoising networks in Flax Linen, and adapters for models written elsewhere."""
 
-from mdm_jax.models import adapters, cache, convert, decoding, ladders, masks
+from mdm_jax.models import adapters, cache, convert, decoding, ladders, masks, orders
 from mdm_jax.models.attention import attention
 from mdm_jax.models.configs import SIZES, DiTConfig, flops_per_token, parameter_count
 from mdm_jax.models.dit import DiT
@@ -42,6 +42,7 @@ __all__ = [
     "load",
     "masks",
     "md4_parameter_count",
+    "orders",
     "parameter_count",
     "published_config",
     "save",

@@ -203,7 +203,7 @@ def generate_permuted(
         process: The masked process.
         tokens: int32[B, L], the canvas in the order of the text: masks, and any given tokens.
         order: int32[B, L], a permutation per row: entry j is the place that is filled j-th. Given
-            tokens come first.
+            tokens come first. See `orders` for Eso-LM's.
         counts: int[T] or int[T, B], concrete: tokens to fill at each step, row by row. A row adds
             up to L less what is given; zeros are allowed.
         given: int32[B], tokens given at the front of each order; none by default.
@@ -256,31 +256,6 @@ def generate_permuted(
     text = jnp.take_along_axis(canvas, jnp.argsort(order, axis=-1), axis=-1)
     calls = len(counts) + (given is not None)
     return Generation(text, jnp.int32(calls * denoiser.calls), carry)
-
-
-def interleaved_order(blocks: int, size: int, columns: np.ndarray | None = None) -> np.ndarray:
-    """Returns an order that fills one place in each of several blocks per step.
-
-    With counts of `blocks` for each of `size` steps, tokens drawn together are `size` places apart
-    (Eso-LM's block sampler). Chunks of a longer text are such orders one after the other.
-
-    Args:
-        blocks: Blocks of the text.
-        size: Places in a block.
-        columns: int[size], the place in the block that each step fills; left to right by default.
-
-    Returns:
-        int32[blocks * size].
-
-    Examples:
-        >>> interleaved_order(3, 4).reshape(4, 3)
-        array([[ 0,  4,  8],
-               [ 1,  5,  9],
-               [ 2,  6, 10],
-               [ 3,  7, 11]], dtype=int32)
-    """
-    columns = np.arange(size) if columns is None else np.asarray(columns)
-    return (columns[:, None] + size * np.arange(blocks)[None, :]).reshape(-1).astype(np.int32)
 
 
 def _started(denoiser: Denoiser, tokens: Tokens) -> Ordered:

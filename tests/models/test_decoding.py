@@ -114,18 +114,6 @@ def test_esolm_goldens(esolm):
             assert (state[:, current:] == MASK_ID).all()
 
 
-def test_esolm_block_orders_are_interleaved(esolm):
-    for row in esolm["block.sort_idx"]:
-        columns = row[::3] % 4
-        np.testing.assert_array_equal(decoding.interleaved_order(3, 4, columns), row)
-        assert sorted(columns) == [0, 1, 2, 3]
-    assert esolm["block.unmask_k"].tolist() == [3] * 4
-    chunk = decoding.interleaved_order(3, 4)
-    for row in esolm["block_ar.sort_idx"]:
-        np.testing.assert_array_equal(np.concatenate([chunk, 12 + chunk]), row)
-    assert esolm["block_ar.unmask_k"].tolist() == ([1] * 3 + [3] * 3) * 2
-
-
 SMALL = mdm.Masked(vocab_size=10, schedule=mdm.Linear())
 NOISE = np.random.default_rng(0).gumbel(size=(4, 8, 11)).astype(np.float32)
 
