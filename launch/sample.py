@@ -3,6 +3,10 @@ r"""Samples text from a trained model.
     python launch/sample.py --checkpoint=runs/quickstart --prompt="Return the "
     python launch/sample.py --checkpoint=runs/quickstart --template="Return {{20}} of the string."
 
+    python launch/sample.py --checkpoint=mdlm-owt/model.safetensors --tokenizer=gpt2/tokenizer.json
+
+The last one is a published checkpoint, read as it is (docs/models.md).
+
 In a template, ___ (three underscores or more) is a gap of that many tokens, {{20}} one of 20, and
 everything else is kept. --html writes a page on which the first sample comes into being.
 """
@@ -10,7 +14,21 @@ everything else is kept. --html writes a page on which the first sample comes in
 from absl import app, flags, logging
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run, one of its checkpoints, or a folder of exported params."
+    "checkpoint",
+    None,
+    "A run, one of its checkpoints, or a folder of exported params; or a published file or folder.",
+)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer",
+    "",
+    "Of a published checkpoint: byte, char, a tokenizer.json, a SentencePiece .model file, or "
+    "GPT-2's folder. By default the one beside it.",
+)
+_MASK_ID = flags.DEFINE_integer(
+    "mask_id", None, "Of a published checkpoint: its mask. By default BERT's, or the last id."
+)
+_FAMILY = flags.DEFINE_string(
+    "family", None, "Of a published checkpoint: mdlm, duo, sedd, ar, smdm, smdm_ar or gpt2."
 )
 _SAMPLER = flags.DEFINE_string(
     "sampler", "auto", "first_hitting, ancestral or left_to_right; auto takes what fits the model."
@@ -40,7 +58,12 @@ def main(argv: list[str]) -> None:
     from mdm_jax.evaluation.samples import sample_text
     from mdm_jax.train.trained import load_trained
 
-    trained = load_trained(_CHECKPOINT.value)
+    trained = load_trained(
+        _CHECKPOINT.value,
+        tokenizer=_TOKENIZER.value,
+        mask_id=_MASK_ID.value,
+        family=_FAMILY.value,
+    )
     whole = 0 if _TEMPLATE.value else trained.config["data"]["length"]
     layout = canvas(
         trained.text_model.tokenizer,

@@ -10,10 +10,13 @@ from jax.tree_util import Partial
 
 from mdm_jax.evaluation.samples import TextModel
 from mdm_jax.models.adapters import linen
+from mdm_jax.models.convert.files import INDICES, SUFFIXES, WEIGHTS
 from mdm_jax.models.dit import DiT
 from mdm_jax.train import experiment
 from mdm_jax.train.checkpoints import load_params
+from mdm_jax.train.converted import is_converted
 from mdm_jax.train.fields import checked
+from mdm_jax.train.published import published_model
 from mdm_jax.train.state import Params
 
 
@@ -34,17 +37,25 @@ class Trained(NamedTuple):
     origin: Path
 
 
-def load_trained(path: str | Path) -> Trained:
+def load_trained(
+    path: str | Path, *, tokenizer: str = "", mask_id: int | None = None, family: str | None = None
+) -> Trained:
     """Reads a model: no text, optimizer or training state is needed or loaded.
 
     Args:
         path: a folder of `save_params`; a run (``--workdir``), which means its newest checkpoint;
             or one checkpoint, ``workdir/checkpoints/<step>``. A run in progress may be read.
+            Or a published checkpoint, as in `mdm_jax.models.load`, whose `config` then holds the
+            length of its canvas alone; or what `mdm_jax.train.converted` made of one.
+        tokenizer: of a published checkpoint, as in `mdm_jax.train.published.published_model`.
+        mask_id: likewise.
+        family: likewise.
 
     Raises:
         FileNotFoundError: if none of these is there.
         OSError: if the checkpoint is damaged.
-        ValueError: if its config is not one of this version.
+        ValueError: if its config is not one of this version; of a published checkpoint, if it
+            cannot be loaded, or its tokenizer is not known.
 
     Examples:
         >>> load_trained("runs/nothing")
@@ -53,6 +64,14 @@ def load_trained(path: str | Path) -> Trained:
         FileNotFoundError: no model at ...runs/nothing: expected a run (with checkpoints/), ...
     """
     path = Path(path).absolute()
+    if is_published(path):
+        found = published_model(path, tokenizer=tokenizer, mask_id=mask_id, family=family)
+        return Trained(found.text_model, found.params, {"data": {"length": found.length}}, path)
+    if tokenizer or family or mask_id is not None:
+        raise ValueError(
+            f"{path} is a run or its export, which says itself what tokenizer, mask and family it "
+            "has: leave them out"
+        )
     checkpoint = _newest_checkpoint(path)
     if checkpoint is not None:
         params, config = _checkpoint_params(checkpoint)
@@ -61,11 +80,29 @@ def load_trained(path: str | Path) -> Trained:
     else:
         raise FileNotFoundError(
             f"no model at {path}: expected a run (with checkpoints/), one of its checkpoints, or "
-            "the folder of exported params"
+            "the folder of exported params; or a published checkpoint"
         )
     config = checked(config)
     text_model = text_model_of(config, params)
     return Trained(text_model, params, config, checkpoint or path)
+
+
+def is_published(path: Path) -> bool:
+    """Whether a path is a published checkpoint, or one converted to Orbax, and not a run of ours.
+
+    Args:
+        path: Any path.
+
+    Examples:
+        >>> is_published(Path("runs/nothing"))
+        False
+    """
+    if path.is_dir():
+        names = (*WEIGHTS, *INDICES)
+        known = any((path / name).is_file() for name in names) or is_converted(path)
+        alone = any(file.suffix in SUFFIXES for file in path.iterdir() if file.is_file())
+        return known or (alone and not (path / "params").is_dir())
+    return path.is_file()
 
 
 def text_model_of(config: dict[str, Any], params: Params) -> TextModel:

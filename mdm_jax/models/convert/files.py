@@ -10,9 +10,10 @@ from mdm_jax.models.convert.pickles import Inert, read_pytorch
 from mdm_jax.models.convert.tensors import StoredTensor, read_safetensors
 
 PYTORCH = (".bin", ".pt", ".pth", ".ckpt")
+SUFFIXES = (".safetensors", *PYTORCH)
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _NESTED = ("state_dict", "model", "model_state_dict", "module")
 
 
@@ -59,27 +60,25 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         return _folder(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}.")
-    if path.name in _INDICES:
+    if path.name in INDICES:
         return _folder(path.parent, index=path)
     checkpoint = _file(path)
-    if path.name in _WEIGHTS:
+    if path.name in WEIGHTS:
         return dataclasses.replace(checkpoint, hints=_config(path.parent) or checkpoint.hints)
     return checkpoint
 
 
 def _folder(path: Path, index: Path | None = None) -> Checkpoint:
-    indices = [path / name for name in _INDICES if (path / name).is_file()]
-    weights = [path / name for name in _WEIGHTS if (path / name).is_file()]
-    weights = weights or sorted(
-        file for file in path.iterdir() if file.suffix in (".safetensors", *PYTORCH)
-    )
-    if index or (indices and not (weights and weights[0].name in _WEIGHTS)):
+    indices = [path / name for name in INDICES if (path / name).is_file()]
+    weights = [path / name for name in WEIGHTS if (path / name).is_file()]
+    weights = weights or sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if index or (indices and not (weights and weights[0].name in WEIGHTS)):
         checkpoint = _sharded(index or indices[0])
     elif not weights:
         raise FileNotFoundError(
-            f"{path} holds no weights: expected {' or '.join((*_WEIGHTS, *_INDICES))}."
+            f"{path} holds no weights: expected {' or '.join((*WEIGHTS, *INDICES))}."
         )
-    elif len(weights) > 1 and weights[0].name not in _WEIGHTS:
+    elif len(weights) > 1 and weights[0].name not in WEIGHTS:
         names = ", ".join(file.name for file in weights)
         raise ValueError(f"{path} holds several checkpoints ({names}): name the file.")
     else:
@@ -93,9 +92,7 @@ def _file(path: Path) -> Checkpoint:
         return Checkpoint(path, read_safetensors(path)[0])
     if path.suffix in PYTORCH:
         return _from_pytorch(path, read_pytorch(path))
-    raise ValueError(
-        f"{path} is of no kind that is read: expected {', '.join(('.safetensors', *PYTORCH))}."
-    )
+    raise ValueError(f"{path} is of no kind that is read: expected {', '.join(SUFFIXES)}.")
 
 
 def _sharded(index: Path) -> Checkpoint:
