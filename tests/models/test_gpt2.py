@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from mdm_jax.models.convert.gpt2 import FAMILY
 from mdm_jax.models.gpt2 import GPT2
 from mdm_jax.models.gpt2_configs import GPT2_SIZES, GPT2Config, gpt2_parameter_count
-from mdm_jax.models.published import load
+from mdm_jax.models.published import load, save
 from mdm_jax.train.meshes import DIT_RULES, state_shardings
 
 CONFIG = GPT2Config(vocab_size=37, positions=10, width=24, layers=3, heads=4)
@@ -139,6 +139,19 @@ def test_live_parity_with_transformers(state, rows, logits):
         tensors = {name: torch.tensor(value) for name, value in state.items()}
         tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
         model.load_state_dict(tensors, strict=True)
+        expected = model(torch.tensor(np.asarray(rows, np.int64))).logits.numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_transformers_reads_what_is_saved(tmp_path, params, rows, logits):
+    torch = pytest.importorskip("torch", reason="parity with transformers needs torch")
+    transformers = pytest.importorskip("transformers", reason="parity needs transformers")
+    save(tmp_path / "saved", GPT2(CONFIG), params)
+    model, report = transformers.GPT2LMHeadModel.from_pretrained(
+        tmp_path / "saved", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    with torch.no_grad():
         expected = model(torch.tensor(np.asarray(rows, np.int64))).logits.numpy()
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
