@@ -77,8 +77,8 @@ class DiT(nn.Module):
 
         Raises:
             TypeError: If tokens are floats without an axis of ids.
-            ValueError: If tokens or sigma have the wrong shape, a time-conditioned model is
-                applied without sigma, or `clean` and a `TwoStream` mask do not come together.
+            ValueError: If an input has the wrong shape, a time-conditioned model is applied without
+                sigma, or `clean` and a `TwoStream` mask do not come together.
         """
         if (clean is None) == isinstance(mask, TwoStream):
             raise ValueError(
@@ -140,7 +140,7 @@ class DiT(nn.Module):
     ) -> tuple[jax.Array, Any]:
         """Returns logits, and the cache where there is one: a call and `decode` in one."""
         config = self.config
-        sigma = self._checked(tokens, sigma, weights, clean)
+        sigma = self._checked(tokens, sigma, weights, clean, positions)
         table = jnp.asarray(
             self.param(
                 "embedding", uniform(config.width), (config.num_ids, config.width), jnp.float32
@@ -163,9 +163,14 @@ class DiT(nn.Module):
             cache = cache._replace(keys=layers[0], values=layers[1])
         return logits, cache
 
-    def _checked(self, tokens, sigma, weights, clean) -> jax.Array:
+    def _checked(self, tokens, sigma, weights, clean, positions) -> jax.Array:
         """Checks what is static about the inputs; returns the sigma to feed, [B] or [1]."""
         _check_tokens(tokens, weights, self.config.num_ids)
+        if positions.shape not in (tokens.shape[1:2], tokens.shape[:2]):
+            raise ValueError(
+                f"positions must have shape {tokens.shape[1:2]} or {tokens.shape[:2]}, got "
+                f"{positions.shape}."
+            )
         if clean is not None and clean.shape != tokens.shape[:2]:
             raise ValueError(f"clean must have shape {tokens.shape[:2]}, got {clean.shape}.")
         if not self.config.time_conditioning:

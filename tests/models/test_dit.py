@@ -200,5 +200,9 @@ def test_inputs_of_the_wrong_kind_are_refused_with_the_fix(build, tokens):
         call(tokens, clean=tokens)
     with pytest.raises(ValueError, match="go together"):
         call(tokens, mask=masks.TwoStream())
+    with pytest.raises(
+        ValueError, match=r"positions must have shape \(6,\) or \(8, 6\), got \(1, 6\)"
+    ):
+        call(tokens, positions=jnp.arange(6)[None])
     with pytest.raises(ValueError, match=r"clean must have shape \(8, 6\), got \(8, 5\)"):
         call(tokens, clean=tokens[:, :5], mask=masks.TwoStream())

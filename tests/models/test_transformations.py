@@ -124,3 +124,20 @@ def test_masks_and_positions_by_sequence_on_a_mesh(build, tokens, axis_type):
             *jax.device_put(inputs, NamedSharding(mesh, P("data"))),
         )
     assert_close(found, expected)
+
+
+def test_relaxed_tokens_on_an_explicit_mesh(build, tokens):
+    model, params = build(layers=1)
+    soft = jax.nn.one_hot(tokens, 11) + 0.1
+    ids, shares = jnp.stack([tokens, (tokens + 1) % 11], axis=-1), soft[..., :2]
+
+    def both(soft, ids, shares):
+        apply = model.apply
+        return apply({"params": params}, soft), apply({"params": params}, ids, weights=shares)
+
+    expected = jax.jit(both)(soft, ids, shares)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        inputs = jax.device_put((soft, ids, shares), NamedSharding(mesh, P("data")))
+        found = jax.jit(both)(*inputs)
+    assert_close(found, expected)
