@@ -15,6 +15,7 @@ from mdm_jax.models.convert.families import (
     PRESETS,
     family_for,
     family_of,
+    preset_in,
     without_prefix,
 )
 from mdm_jax.models.convert.family import Family
@@ -94,6 +95,8 @@ def open_published(
     if family is None and isinstance(own, Mapping):
         family = own.get("family")
     found = family_of(shapes, family)
+    if found.name == "dit" and (preset := preset_in(checkpoint.hints)):
+        found = PRESETS[preset]
     try:
         config = _config(found, checkpoint, fields)
         state = without_prefix(found, checkpoint.tensors)
@@ -176,14 +179,18 @@ def _config(family: Family, checkpoint: Checkpoint, fields: Mapping[str, Any]) -
         raise ValueError(
             f"unknown fields {sorted(fields.keys() - known)}: expected some of {sorted(known)}."
         )
-    told = renamed_hints(checkpoint.hints).keys() | fields.keys()
-    if family.name == "dit" and not {"time_conditioning", "causal"} & told:
+    if family.name == "dit" and not _says_how_it_is_fed(config, checkpoint.hints, fields):
         logging.getLogger(__name__).warning(
             "%s does not say what it was trained as: taken for %s. Pass family= to say.",
             checkpoint.origin,
             "autoregressive (ar)" if config.causal else "masked and fed sigma = 0 (mdlm)",
         )
     return dataclasses.replace(config, **fields)
+
+
+def _says_how_it_is_fed(config: Any, hints: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    told = {**renamed_hints(hints), **fields}
+    return told.get("time_conditioning") is not None or bool(config.causal and told.get("causal"))
 
 
 def _averages(family: Family, config: Any, checkpoint: Checkpoint) -> dict[str, Any]:

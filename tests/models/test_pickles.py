@@ -74,6 +74,22 @@ def test_objects_become_inert_records(tmp_path, protocol):
     assert found["epoch"] == 1 and found["s"] == {1, 2}
 
 
+def test_containers_and_tensors_of_other_classes(tmp_path):
+    attributes = type("AttributeDict", (dict,), {"__module__": "lightning.fabric.utilities.data"})
+    rebuild = stand_in("torch._tensor._rebuild_from_type_v2")
+    cls = stand_in("torch.Tensor")
+
+    class Marked:
+        def __reduce__(self):
+            return rebuild, (torch_files.REBUILD, cls, Tensor(W).__reduce__()[1], {"note": 1})
+
+    value = {"w": Marked(), "hyper_parameters": attributes(lr=0.1)}
+    torch_files.save(tmp_path / "a.ckpt", value, classes=[attributes, rebuild, cls])
+    found = read_pytorch(tmp_path / "a.ckpt")
+    np.testing.assert_array_equal(np.asarray(found["w"]), W)
+    assert found["hyper_parameters"].items == [("lr", 0.1)]
+
+
 ATTACKS = {
     "os.system": b"cos\nsystem\n(S'touch PROOF'\ntR.",
     "posix.system": b"cposix\nsystem\n(S'touch PROOF'\ntR.",

@@ -251,6 +251,16 @@ def test_presets_say_how_a_dit_is_fed(tmp_path, caplog):
         load(folder, family="duo")
 
 
+@pytest.mark.parametrize("said", [{"model_type": "duo"}, {"algo": {"name": "duo"}}])
+def test_a_file_may_say_what_it_was_trained_as(tmp_path, said, caplog):
+    folder = hugging_face(tmp_path / "hf", time_conditioning=None, causal=None, **said)
+    assert load(folder)[0].config.time_conditioning
+    assert not caplog.text
+    (folder / "config.json").write_text(json.dumps({"causal": False}))
+    assert not load(folder)[0].config.time_conditioning
+    assert "does not say what it was trained as" in caplog.text
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_wrong_guess_of_the_family_is_an_error(tmp_path, family):
     folder = hugging_face(tmp_path / "hf", family)

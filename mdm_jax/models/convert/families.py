@@ -16,7 +16,7 @@ def _preset(name: str, **fields: Any) -> Family:
         said = dit.renamed_hints(hints)
         for field, value in fields.items():
             hint = dit.FAMILY.names[field]
-            if said.get(hint, value) != value:
+            if said.get(hint) not in (None, value):
                 raise ValueError(
                     f"the config says {hint} = {said[hint]!r}, but a {name} has {value!r}: "
                     f"it is of another family."
@@ -81,6 +81,24 @@ def family_of(shapes: Mapping[str, Shape], name: str | None = None) -> Family:
             + f": pass family=, one of {list(known)}."
         )
     return fitting[0]
+
+
+def preset_in(hints: Mapping[str, Any]) -> str | None:
+    """Returns what a file says that its DiT was trained as, where it does not say how it is fed.
+
+    Args:
+        hints: What the file says of itself.
+
+    Examples:
+        >>> preset_in({"model_type": "MDLM"})
+        'mdlm'
+        >>> preset_in({"model_type": "gpt2"})
+    """
+    said = dit.renamed_hints(hints)
+    if said.get("time_conditioning") is not None:
+        return None
+    names = [str(said.get(key)).lower() for key in ("model_type", "name")]
+    return next((name for name in names if name in PRESETS), None)
 
 
 def family_for(config: Any) -> Family:

@@ -185,14 +185,17 @@ def _kind(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Returns the plain data inside OmegaConf's containers, which hyper-parameters are kept in."""
+    """Returns the plain data inside the containers that hyper-parameters are kept in."""
     if isinstance(value, Inert):
         state = value.state if isinstance(value.state, Mapping) else {}
         if "_content" in state or "_val" in state:
             return _plain(state.get("_content", state.get("_val")))
-        return None
+        pairs = [item for item in value.items if isinstance(item, tuple) and len(item) == 2]
+        return {str(key): _plain(item) for key, item in pairs} if pairs else None
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, str) and value.startswith("${"):
+        return None  # A reference to another entry, which is resolved only as it is read.
     return value

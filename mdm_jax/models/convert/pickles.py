@@ -204,6 +204,8 @@ class _Unpickler(pickle.Unpickler):
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+            # A tensor with attributes: the function is one of these, or an inert class.
+            "torch._tensor._rebuild_from_type_v2": lambda make, _, arguments, *__: make(*arguments),
         }
 
     def find_class(self, module: str, name: str) -> Any:
