@@ -13,7 +13,7 @@ import pytest
 import torch_files
 from torch_files import Parameter, Storage, Tensor, stand_in
 
-from mdm_jax.models.convert.pickles import Inert, read_pytorch
+from mdm_jax.models.convert.pickles import Inert, UnreadableError, read_pytorch
 from mdm_jax.models.convert.tensors import StoredTensor
 
 W = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -222,3 +222,22 @@ def test_a_file_that_was_compressed_afterwards(tmp_path):
             new.writestr(name, old.read(name))
     with pytest.raises(ValueError, match=r"compressed since torch\.save"):
         read_pytorch(tmp_path / "b.pt")
+
+
+def test_whatever_bytes_change_the_error_is_a_clear_one(tmp_path):
+    path = tmp_path / "a.pt"
+    data = whole(path)
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(300):
+        changed = bytearray(data)
+        for at in rng.integers(0, len(data), 3):
+            changed[at] = rng.integers(256)
+        path.write_bytes(changed)
+        try:
+            for value in dict(read_pytorch(path)).values():
+                np.asarray(value)
+            outcomes.add("whole")
+        except (OSError, UnreadableError) as error:
+            outcomes.add(type(error).__name__)
+    assert "OSError" in outcomes

@@ -50,6 +50,10 @@ _DATA_NAMES = {
 }
 
 
+class UnreadableError(ValueError):
+    """A file that is whole and is not read: it asks for code to be run, or is of another kind."""
+
+
 class Inert:
     """Stands for an object of a class that is not loaded; keeps what the pickle gave it.
 
@@ -117,8 +121,8 @@ def read_pytorch(path: str | Path) -> Any:
         The saved object. Objects of classes are `Inert`.
 
     Raises:
-        ValueError: If the pickle asks for a function to be called (its name is in the message), or
-            if the file is of a kind that is not read.
+        UnreadableError: If the pickle asks for a function to be called (its name is in the
+            message), or if the file is of a kind that is not read.
         OSError: If the file is truncated or damaged.
     """
     path = Path(path)
@@ -130,7 +134,9 @@ def read_pytorch(path: str | Path) -> Any:
                 return _Unpickler(pickled, reader).load()
     except zipfile.BadZipFile as error:
         raise OSError(f"{path} is truncated or damaged: {error}.") from error
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError) as error:
+    except (UnreadableError, OSError):
+        raise
+    except Exception as error:  # A pickle with other bytes in it may raise anything.
         raise OSError(f"{path} has a damaged pickle: {error!r}.") from error
 
 
@@ -140,12 +146,14 @@ def _check_kind(path: Path) -> None:
     if start[:4] == b"PK\x03\x04":
         return
     if _LEGACY_MAGIC in start or tarfile.is_tarfile(path):
-        raise ValueError(
+        raise UnreadableError(
             f"{path} is in PyTorch's format of before version 1.6, which is not read. Convert it "
             f"where PyTorch is: torch.save(torch.load(path, weights_only=True), new_path)."
         )
     if start[:1] == b"\x80":
-        raise ValueError(f"{path} is a bare pickle, not a file of torch.save, and is not opened.")
+        raise UnreadableError(
+            f"{path} is a bare pickle, not a file of torch.save, and is not opened."
+        )
     raise OSError(f"{path} is not a file of torch.save: it begins with {start[:4]!r}.")
 
 
@@ -157,13 +165,13 @@ class _Archive:
         self.entries = {entry.filename: entry for entry in archive.infolist()}
         roots = [name[: -len("data.pkl")] for name in self.entries if name.endswith("/data.pkl")]
         if len(roots) != 1 or roots[0] + "constants.pkl" in self.entries:
-            raise ValueError(
+            raise UnreadableError(
                 f"{path} is a zip file but not one of torch.save (TorchScript is not read)."
             )
         (self.root,) = roots
         order = self.root + "byteorder"
         if order in self.entries and archive.read(order).strip() != b"little":
-            raise ValueError(f"{path} was written on a big-endian machine, which is not read.")
+            raise UnreadableError(f"{path} was written on a big-endian machine, which is not read.")
 
     def storage(self, kind: str, key: str, size: int) -> _Storage:
         name, dtype = f"{self.root}data/{key}", DTYPES[kind]
@@ -171,7 +179,9 @@ class _Archive:
             raise OSError(f"{self.path} is damaged: it has no entry {name}.")
         entry = self.entries[name]
         if entry.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{self.path} has been compressed since torch.save: unpack {name}.")
+            raise UnreadableError(
+                f"{self.path} has been compressed since torch.save: unpack {name}."
+            )
         if entry.file_size != size * dtype.itemsize:
             raise OSError(
                 f"{self.path} is damaged: {name} has {entry.file_size} bytes, expected "
@@ -212,7 +222,7 @@ class _Unpickler(pickle.Unpickler):
         """Returns what a name of the pickle stands for; nothing is imported.
 
         Raises:
-            ValueError: If the name is not that of a tensor, a container or a class.
+            UnreadableError: If the name is not that of a tensor, a container or a class.
         """
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
         full = f"{module}.{name}"
@@ -221,7 +231,7 @@ class _Unpickler(pickle.Unpickler):
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _STORAGES[name]
         if not _is_data(module, name):
-            raise ValueError(
+            raise UnreadableError(
                 f"{self._archive.path} is refused: its pickle asks for {full}, which is code and "
                 f"no data. Nothing of it has been run. If you trust its author, convert it to "
                 f"safetensors where PyTorch is."
