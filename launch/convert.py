@@ -1,7 +1,8 @@
-"""Converts a published checkpoint to Orbax, or to safetensors under the published names.
+"""Converts a published checkpoint to Orbax, or any model to safetensors under published names.
 
     python launch/convert.py --from=mdlm-owt --to=runs/mdlm-owt
     python launch/convert.py --from=last.ckpt --to=model --format=safetensors --family=duo
+    python launch/convert.py --from=runs/quickstart --to=model --format=safetensors
 
 What is written samples with launch/sample.py --checkpoint=<to>. Tensors are read and written one
 by one: memory stays below twice the model's size in float32, and PyTorch is not needed. Nothing is
@@ -31,7 +32,9 @@ paper are not reproduced by its own code either: its authors point to another ru
 
 from absl import app, flags, logging
 
-_FROM = flags.DEFINE_string("from", None, "A published file or folder, or an Orbax folder of this.")
+_FROM = flags.DEFINE_string(
+    "from", None, "A published file or folder, an Orbax folder of this, or a run of ours."
+)
 _TO = flags.DEFINE_string("to", None, "Folder to write, or a file ending in .safetensors.")
 _FAMILY = flags.DEFINE_string(
     "family", None, "Recognized if not given: dit, smdm, smdm_ar, gpt2, or how a DiT was trained."

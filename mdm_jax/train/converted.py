@@ -8,14 +8,15 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from mdm_jax.models.convert.families import FAMILIES, PRESETS, family_for
+from mdm_jax.models.convert.families import family_for
 from mdm_jax.models.convert.tensors import dtype_name
 from mdm_jax.models.published import open_published, save
-from mdm_jax.train.checkpoints import load_params, save_params
+from mdm_jax.processes import Masked
+from mdm_jax.train.checkpoints import save_params
+from mdm_jax.train.published import RECORD, is_converted, load_converted
+from mdm_jax.train.trained import is_published, load_trained, model_of
 
 FORMATS = ("orbax", "safetensors")
-RECORD = "published"
-"""The key under which the config.json of an Orbax folder says what its parameters are."""
 
 
 def convert(
@@ -32,7 +33,8 @@ def convert(
     """Converts a checkpoint; tensors are read and written one by one.
 
     Args:
-        source: A published file or folder, or an Orbax folder that this function wrote.
+        source: A published file or folder; an Orbax folder that this function wrote; or a run of
+            ours, one of its checkpoints or its export, for safetensors.
         target: The folder to write; or, for safetensors, a file ending in .safetensors.
         format: "orbax" for training and sampling here, "safetensors" for the published layout. A
             published file's names and dtypes are kept in both, so that what comes back from Orbax
@@ -62,6 +64,11 @@ def convert(
     if is_converted(source):
         model, params, record = load_converted(source)
         like = record["dtypes"]
+    elif Path(source).is_dir() and not is_published(Path(source)):
+        if format == "orbax":
+            raise ValueError(f"{source} is no published checkpoint: what is ours is in Orbax.")
+        model, params, record = _trained(source)
+        like = None
     else:
         model, params, record = _published(source, family, weights, fields)
         like = source
@@ -77,39 +84,6 @@ def convert(
     return f"{source}: {record['family']}, {count:,} parameters, written as {format} to {target}"
 
 
-def is_converted(path: str | Path) -> bool:
-    """Whether a folder is one that `convert` wrote for Orbax.
-
-    Args:
-        path: Any path.
-
-    Examples:
-        >>> is_converted("nothing/here")
-        False
-    """
-    config = Path(path) / "config.json"
-    return (Path(path) / "params").is_dir() and config.is_file() and RECORD in config.read_text()
-
-
-def load_converted(path: str | Path) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """Reads what `convert` wrote for Orbax.
-
-    Args:
-        path: The folder.
-
-    Returns:
-        The module, its parameters, and the record: family, config, tokenizer, mask_id and the
-        dtypes that the published file has, by name.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-    """
-    params, config = load_params(path)
-    record = config[RECORD]
-    family = (FAMILIES | PRESETS)[record["family"]]
-    return family.module(family.configuration(**record["config"])), params, record
-
-
 def _place(tree: dict[str, Any]) -> None:
     """Moves parameters to the device one by one, so that only one is there twice at any time."""
     for name, value in tree.items():
@@ -117,6 +91,20 @@ def _place(tree: dict[str, Any]) -> None:
             _place(value)
         else:
             tree[name] = jax.device_put(value).block_until_ready()
+
+
+def _trained(source: str | Path) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    trained = load_trained(source)
+    config, process = trained.config, trained.text_model.process
+    family = config["objective"]["name"]
+    if family == "mdlm" and config["model"]["time_conditioning"]:
+        family = "dit"  # A mdlm, as published, is not told the time.
+    record = {
+        "family": family,
+        "tokenizer": config["data"]["tokenizer"],
+        "mask_id": process.mask_id if isinstance(process, Masked) else None,
+    }
+    return model_of(config), trained.params, record
 
 
 def _published(

@@ -3,16 +3,21 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax import linen as nn
 from jax.tree_util import Partial
 
 import mdm_jax as mdm
 from mdm_jax import data
 from mdm_jax.evaluation.samples import TextModel
-from mdm_jax.models.adapters import linen
+from mdm_jax.models import adapters
+from mdm_jax.models.convert.families import FAMILIES, PRESETS
 from mdm_jax.models.gpt2_configs import GPT2Config
 from mdm_jax.models.published import open_published
-from mdm_jax.train.converted import is_converted, load_converted
+from mdm_jax.train.checkpoints import load_params
 from mdm_jax.train.state import Params
+
+RECORD = "published"
+"""The key under which the config.json of an Orbax folder says what its parameters are."""
 
 MASKS = {30522: 103}
 """Masks that are not a model's last id, by number of ids: BERT's [MASK]."""
@@ -84,9 +89,42 @@ def published_model(
     length = next((hints[key] for key in _LENGTHS if isinstance(hints.get(key), int)), 1024)
 
     def logits(params, tokens, t):
-        return linen(model, params, process)(tokens, t)
+        return adapters.linen(model, params, process)(tokens, t)
 
     return Published(TextModel(Partial(logits, params), process, spoken), params, length)
+
+
+def is_converted(path: str | Path) -> bool:
+    """Whether a folder is one that `convert` wrote for Orbax.
+
+    Args:
+        path: Any path.
+
+    Examples:
+        >>> is_converted("nothing/here")
+        False
+    """
+    config = Path(path) / "config.json"
+    return (Path(path) / "params").is_dir() and config.is_file() and RECORD in config.read_text()
+
+
+def load_converted(path: str | Path) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """Reads what `convert` wrote for Orbax.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The module, its parameters, and the record: family, config, tokenizer, mask_id and the
+        dtypes that the published file has, by name.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
+    params, config = load_params(path)
+    record = config[RECORD]
+    family = (FAMILIES | PRESETS)[record["family"]]
+    return family.module(family.configuration(**record["config"])), params, record
 
 
 def _beside(path: Path) -> str:

@@ -8,15 +8,16 @@ import jax
 import orbax.checkpoint as ocp
 from jax.tree_util import Partial
 
+from mdm_jax.data import Tokenizer
 from mdm_jax.evaluation.samples import TextModel
 from mdm_jax.models.adapters import linen
 from mdm_jax.models.convert.files import INDICES, SUFFIXES, WEIGHTS
 from mdm_jax.models.dit import DiT
+from mdm_jax.processes import Process
 from mdm_jax.train import experiment
 from mdm_jax.train.checkpoints import load_params
-from mdm_jax.train.converted import is_converted
 from mdm_jax.train.fields import checked
-from mdm_jax.train.published import published_model
+from mdm_jax.train.published import is_converted, published_model
 from mdm_jax.train.state import Params
 
 
@@ -107,15 +108,25 @@ def is_published(path: Path) -> bool:
 
 def text_model_of(config: dict[str, Any], params: Params) -> TextModel:
     """The model a checked config describes, with the given parameters."""
-    tokenizer = experiment._tokenizer(config["data"]["tokenizer"])
-    process, _ = experiment._family(config, tokenizer.vocab_size)
-    num_ids = tokenizer.vocab_size if process is None else process.num_ids
-    model = DiT(experiment._model_config(config["model"], num_ids))
+    tokenizer, process = _language_of(config)
+    model = model_of(config)
 
     def logits(params, tokens, t):
         return linen(model, params, process)(tokens, t)
 
     return TextModel(Partial(logits, params), process, tokenizer)
+
+
+def model_of(config: dict[str, Any]) -> DiT:
+    """The module a checked config describes."""
+    tokenizer, process = _language_of(config)
+    num_ids = tokenizer.vocab_size if process is None else process.num_ids
+    return DiT(experiment._model_config(config["model"], num_ids))
+
+
+def _language_of(config: dict[str, Any]) -> tuple[Tokenizer, Process | None]:
+    tokenizer = experiment._tokenizer(config["data"]["tokenizer"])
+    return tokenizer, experiment._family(config, tokenizer.vocab_size)[0]
 
 
 def _newest_checkpoint(path: Path) -> Path | None:

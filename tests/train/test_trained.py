@@ -8,7 +8,9 @@ from train import tiny
 
 from mdm_jax.evaluation.canvas import canvas
 from mdm_jax.evaluation.samples import sample_text
+from mdm_jax.models import load
 from mdm_jax.train.checkpoints import Checkpoints, save_params
+from mdm_jax.train.converted import convert
 from mdm_jax.train.experiment import build
 from mdm_jax.train.trained import load_trained
 
@@ -88,3 +90,20 @@ def test_errors(tmp_path):
     (tmp_path / "checkpoints" / "3" / "state").mkdir()
     with pytest.raises(OSError, match=r"cannot be read.*name an older one"):
         load_trained(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_can_be_published(tmp_path, family):
+    experiment = build(tiny.config(**FAMILIES[family]), documents=tiny.documents())
+    params = jax.jit(experiment.create_state)().params
+    save_params(tmp_path / "run" / "params", params, experiment.config)
+    convert(tmp_path / "run" / "params", tmp_path / "out", format="safetensors")
+    model, found = load(tmp_path / "out")
+    equal(found, params)
+    assert model.config == experiment.model.config
+    again = load_trained(tmp_path / "out").text_model
+    # A published Duo has the schedule that its paper has.
+    assert type(again.process) is type(experiment.process)
+    assert again.tokenizer == experiment.tokenizer
+    with pytest.raises(ValueError, match="what is ours is in Orbax"):
+        convert(tmp_path / "run" / "params", tmp_path / "other", format="orbax")
