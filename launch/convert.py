@@ -25,9 +25,11 @@ stands, the page of the weights says it.
   gpt2     huggingface.co/openai-community/gpt2             see page    (a judge of samples)
 
 Perplexities, which are upper bounds except for ar, are per token of the model's own tokenizer:
-GPT-2's, and Llama 2's for SMDM. The scaling study publishes its configurations; its repository has
-no checkpoint, and one that is trained with it loads as "dit". Zero-shot perplexities of the MDLM
-paper are not reproduced by its own code either: its authors point to another rule of packing.
+GPT-2's, and Llama 2's for SMDM. Those of bd3lm and SMDM are quoted at second hand, and none has
+been reproduced with this library yet. The scaling study publishes its configurations; its
+repository has no checkpoint, and one that is trained with it loads as "dit". Zero-shot perplexities
+of the MDLM paper are not reproduced by its own code either: its authors point to another rule of
+packing.
 """
 
 from absl import app, flags, logging
