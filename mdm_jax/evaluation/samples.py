@@ -208,7 +208,7 @@ def readable(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
 class _Plan:
     """Everything static about a run: equal plans share compiled code."""
 
-    process: Process  # the canvas's process: for autoregressive models, one with a mask
+    process: Any  # a Process, the canvas's: for autoregressive models, one with a mask
     autoregressive: bool
     eos_id: int
     sampler: str

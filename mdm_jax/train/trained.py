@@ -101,8 +101,9 @@ def _checkpoint_params(checkpoint: Path) -> tuple[Params, dict[str, Any]]:
     # The handler and not a Checkpoints: opening one of those tidies up after dead runs, and this
     # run may be alive.
     handler = ocp.PyTreeCheckpointHandler()
+    state: Any = checkpoint / "state"  # typed as Orbax's own kind of path, of which this is one
     try:
-        saved = handler.metadata(checkpoint / "state").tree
+        saved = handler.metadata(state).tree
         name = "ema" if saved.get("ema") else "params"
         wanted = {
             name: jax.tree.map(
@@ -110,7 +111,7 @@ def _checkpoint_params(checkpoint: Path) -> tuple[Params, dict[str, Any]]:
             )
         }
         restored = handler.restore(
-            checkpoint / "state",
+            state,
             args=ocp.args.PyTreeRestore(
                 item=wanted,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
