@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
-    from mdm_jax.evaluation.held_out import baselines, evenly_spaced, held_out_bound, table
+    from mdm_jax.data import evenly_spaced
+    from mdm_jax.evaluation.held_out import baselines, held_out_bound, table
     from mdm_jax.train.experiment import build
     from mdm_jax.train.trained import load_trained
 

@@ -18,7 +18,7 @@ from mdm_jax.data.baselines import (
     xz_bits_per_byte,
 )
 from mdm_jax.data.batches import Batches, evaluation_batches
-from mdm_jax.data.packing import Packed, check_ids, pack
+from mdm_jax.data.packing import Packed, check_ids, evenly_spaced, pack
 from mdm_jax.data.sources import Documents, in_memory, python_documentation, split, text_files
 from mdm_jax.data.tokenizer_files import JsonTokenizer
 from mdm_jax.data.tokenizers import ByteTokenizer, Tokenizer
@@ -34,6 +34,7 @@ __all__ = [
     "bigram_cross_entropy",
     "check_ids",
     "evaluation_batches",
+    "evenly_spaced",
     "in_memory",
     "pack",
     "python_documentation",

@@ -329,6 +329,51 @@ def load_params(path: str | Path) -> tuple[Params, dict[str, Any]]:
         return checkpointer.restore(path / "params", abstract), config
 
 
+def load_checkpoint_params(checkpoint: Path) -> tuple[Params, dict[str, Any]]:
+    """Reads the parameters to sample with out of one checkpoint, and nothing else of it.
+
+    Args:
+        checkpoint: the folder of one step, ``checkpoints/<step>``. Its run may be in progress.
+
+    Returns:
+        (params, config): the averaged parameters if there are any, on the default device.
+
+    Raises:
+        OSError: if the checkpoint is damaged.
+    """
+    config = json.loads((checkpoint / "config" / "metadata").read_text())
+    config.pop("data_fingerprint", None)  # says which text it was; not a setting
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    # The handler and not a Checkpoints: opening one of those tidies up after dead runs, and this
+    # run may be alive.
+    handler = ocp.PyTreeCheckpointHandler()
+    state: Any = checkpoint / "state"  # typed as Orbax's own kind of path, of which this is one
+    try:
+        saved = handler.metadata(state).tree
+        name = "ema" if saved.get("ema") else "params"
+        wanted = {
+            name: jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved[name]
+            )
+        }
+        restored = handler.restore(
+            state,
+            args=ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=True,
+            ),
+        )
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise OSError(
+            f"checkpoint {checkpoint} cannot be read ({error}): name an older one of the run, "
+            f"{checkpoint.parent}/<step>"
+        ) from error
+    finally:
+        handler.close()
+    return restored[name], config
+
+
 def _plain(config: Config) -> dict[str, Any]:
     """The config as JSON gives it back: tuples are lists, numbers are Python's."""
     return json.loads(json.dumps(dict(config)))

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import mdm_jax as mdm
@@ -84,13 +83,7 @@ class Experiment:
 
     def evaluation_data(self) -> data.Packed:
         """Returns ``evaluation.max_windows`` held-out windows, evenly spaced; all if that is 0."""
-        windows, limit = len(self.held_out), self.config["evaluation"]["max_windows"]
-        if limit <= 0 or limit >= windows:
-            return self.held_out
-        index = np.linspace(0, windows - 1, limit).round().astype(int)
-        return dataclasses.replace(
-            self.held_out, tokens=self.held_out.tokens[index], where=self.held_out.where[index]
-        )
+        return data.evenly_spaced(self.held_out, self.config["evaluation"]["max_windows"])
 
 
 def build(config: Mapping[str, Any], *, documents: data.Documents | None = None) -> Experiment:
@@ -117,10 +110,10 @@ def build(config: Mapping[str, Any], *, documents: data.Documents | None = None)
         (257, 128)
     """
     config = checked(config)
-    tokenizer = _tokenizer(config["data"]["tokenizer"])
-    process, objective = _family(config, tokenizer.vocab_size)
+    tokenizer = make_tokenizer(config["data"]["tokenizer"])
+    process, objective = make_family(config, tokenizer.vocab_size)
     num_ids = tokenizer.vocab_size if process is None else process.num_ids
-    model = DiT(_model_config(config["model"], num_ids))
+    model = DiT(make_model_config(config["model"], num_ids))
     length = config["data"]["length"]
     texts = _documents(config["data"], documents)
     train_texts, held_out_texts = data.split(texts, config["data"]["held_out"])
@@ -155,7 +148,9 @@ def build(config: Mapping[str, Any], *, documents: data.Documents | None = None)
     )
 
 
-def _family(config: Mapping[str, Any], vocab_size: int) -> tuple[mdm.Process | None, mdm.Objective]:
+def make_family(
+    config: Mapping[str, Any], vocab_size: int
+) -> tuple[mdm.Process | None, mdm.Objective]:
     """The process and the objective of ``objective.name``."""
     name, weighting = config["objective"]["name"], config["objective"]["weighting"]
     conditioned, causal = config["model"]["time_conditioning"], config["model"]["causal"]
@@ -185,7 +180,7 @@ def _family(config: Mapping[str, Any], vocab_size: int) -> tuple[mdm.Process | N
     return uniform, mdm.uniform_objective(uniform)
 
 
-def _model_config(section: Mapping[str, Any], num_ids: int) -> DiTConfig:
+def make_model_config(section: Mapping[str, Any], num_ids: int) -> DiTConfig:
     """The ``model`` section; numbers that are 0 come from the size."""
     sized = ("width", "layers", "heads", "cond_dim")
     overrides = {k: v for k, v in section.items() if k != "size" and (v != 0 or k not in sized)}
@@ -211,7 +206,7 @@ def _documents(section: Mapping[str, Any], given: data.Documents | None) -> data
     return data.text_files(path) if source == "text_files" else data.python_documentation()
 
 
-def _tokenizer(name: str) -> data.Tokenizer:
+def make_tokenizer(name: str) -> data.Tokenizer:
     """The tokenizer of ``data.tokenizer``: "byte", or the path of a tokenizer.json."""
     if name == "byte":
         return data.ByteTokenizer()

@@ -1,18 +1,15 @@
 """Reading a trained model back: from an exported folder, a run, or one checkpoint of it."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import orbax.checkpoint as ocp
 from jax.tree_util import Partial
 
 from mdm_jax.evaluation.samples import TextModel
 from mdm_jax.models.adapters import linen
 from mdm_jax.models.dit import DiT
-from mdm_jax.train import experiment
-from mdm_jax.train.checkpoints import load_params
+from mdm_jax.train.checkpoints import load_checkpoint_params, load_params
+from mdm_jax.train.experiment import make_family, make_model_config, make_tokenizer
 from mdm_jax.train.fields import checked
 from mdm_jax.train.state import Params
 
@@ -55,7 +52,7 @@ def load_trained(path: str | Path) -> Trained:
     path = Path(path).absolute()
     checkpoint = _newest_checkpoint(path)
     if checkpoint is not None:
-        params, config = _checkpoint_params(checkpoint)
+        params, config = load_checkpoint_params(checkpoint)
     elif (path / "config.json").is_file():
         params, config = load_params(path)
     else:
@@ -70,10 +67,10 @@ def load_trained(path: str | Path) -> Trained:
 
 def text_model_of(config: dict[str, Any], params: Params) -> TextModel:
     """The model a checked config describes, with the given parameters."""
-    tokenizer = experiment._tokenizer(config["data"]["tokenizer"])
-    process, _ = experiment._family(config, tokenizer.vocab_size)
+    tokenizer = make_tokenizer(config["data"]["tokenizer"])
+    process, _ = make_family(config, tokenizer.vocab_size)
     num_ids = tokenizer.vocab_size if process is None else process.num_ids
-    model = DiT(experiment._model_config(config["model"], num_ids))
+    model = DiT(make_model_config(config["model"], num_ids))
 
     def logits(params, tokens, t):
         return linen(model, params, process)(tokens, t)
@@ -91,38 +88,3 @@ def _newest_checkpoint(path: Path) -> Path | None:
             if steps:
                 return folder / str(max(steps))
     return None
-
-
-def _checkpoint_params(checkpoint: Path) -> tuple[Params, dict[str, Any]]:
-    """The parameters to sample with, on the default device, and the config they belong to."""
-    config = json.loads((checkpoint / "config" / "metadata").read_text())
-    config.pop("data_fingerprint", None)  # says which text it was; not a setting
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    # The handler and not a Checkpoints: opening one of those tidies up after dead runs, and this
-    # run may be alive.
-    handler = ocp.PyTreeCheckpointHandler()
-    state: Any = checkpoint / "state"  # typed as Orbax's own kind of path, of which this is one
-    try:
-        saved = handler.metadata(state).tree
-        name = "ema" if saved.get("ema") else "params"
-        wanted = {
-            name: jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved[name]
-            )
-        }
-        restored = handler.restore(
-            state,
-            args=ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                partial_restore=True,
-            ),
-        )
-    except Exception as error:  # whatever a damaged file makes its reader raise
-        raise OSError(
-            f"checkpoint {checkpoint} cannot be read ({error}): name an older one of the run, "
-            f"{checkpoint.parent}/<step>"
-        ) from error
-    finally:
-        handler.close()
-    return restored[name], config

@@ -13,6 +13,7 @@ def config(**overrides):
     config.data.update({"source": "in_memory", "length": 16, "held_out": 0.3})
     config.train.update({"steps": 6, "batch_size": 16, "log_every": 1, "eval_every": 3})
     config.train.checkpoint_every = 2
+    config.objective.weighting = "elbo"  # any family takes it
     config.optimizer.warmup = 2
     config.evaluation.update({"batch_size": 16, "max_windows": 8})
     for section, fields in overrides.items():
