@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from mdm_jax.train.meshes import (
     batch_sharding,
     batch_ways,
     make_mesh,
+    read_rows,
     state_shardings,
     to_global,
 )
@@ -102,16 +104,11 @@ def train(
         )
         request = stack.enter_context(StopRequest())
         step_fn = _compiled_step(experiment, mesh, shardings)
-        batches = data.Batches(
-            experiment.train_data,
-            settings["batch_size"],
-            experiment.config["seed"],
-            jax.process_index(),
-            jax.process_count(),
-        )
+        rows = settings["batch_size"]
+        batches = data.Batches(experiment.train_data, rows, experiment.config["seed"])
         evaluation = {}
         for step in range(start, settings["steps"]):
-            state, metrics = step_fn(state, to_global(batches(step), mesh))
+            state, metrics = step_fn(state, read_rows(partial(batches.rows, step), rows, mesh))
             reporter.submit(step, metrics)
             done = step + 1
             last = done == settings["steps"]
@@ -186,12 +183,7 @@ def _evaluate(experiment: Experiment, state: TrainState, mesh: Mesh) -> dict[str
         experiment.apply,
         state.eval_params,
         experiment.objective,
-        data.evaluation_batches(
-            experiment.evaluation_data(),
-            settings["batch_size"],
-            jax.process_index(),
-            jax.process_count(),
-        ),
+        data.evaluation_batches(experiment.evaluation_data(), settings["batch_size"]),
         seed=EVALUATION_SEED,
         samples=settings["times"],
         constant=experiment.constant,
