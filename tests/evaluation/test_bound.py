@@ -1,5 +1,6 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,6 +71,22 @@ def test_same_noise_every_time_and_on_any_mesh():
     spread = report(seed=3, place=lambda batch: to_global(batch, mesh))
     assert spread.nats_per_token == pytest.approx(first.nats_per_token, rel=1e-6)
     assert spread.standard_error == pytest.approx(first.standard_error, rel=1e-5)
+
+
+def test_the_noise_is_not_that_of_a_training_step():
+    """Training step i splits fold_in(key(seed), i); evaluation must not meet those keys."""
+    seen = []
+
+    def prepare(key, tokens, where, step):
+        jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
+        return OBJECTIVE.prepare(key, tokens, where, step)
+
+    watched = OBJECTIVE._replace(prepare=prepare)
+    evaluate_bound(apply, PARAMS, watched, batches(count=2), seed=0, samples=2)
+    jax.effects_barrier()
+    steps = [jax.random.fold_in(jax.random.key(0), i) for i in range(3)]
+    training = {tuple(jax.random.key_data(k).tolist()) for s in steps for k in jax.random.split(s)}
+    assert len(set(seen)) == 4 and not training & set(seen)
 
 
 def test_padding_rows_count_for_nothing():
