@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from mdm_jax.data import ByteTokenizer, Tokenizer
 from mdm_jax.evaluation.canvas import Canvas
+from mdm_jax.evaluation.records import read_records
 from mdm_jax.evaluation.samples import Samples, TextModel
 
 
@@ -241,11 +242,7 @@ def _script_json(value: Any) -> str:
 
 
 def _records(path: Path) -> list[dict[str, float]]:
-    path = path / "metrics.jsonl" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"no metrics at {path}: expected the metrics.jsonl of a run")
-    lines = path.read_text().split("\n")[:-1]  # a last line cut short by a kill is no record
-    return [json.loads(line) for line in lines]
+    return read_records(path / "metrics.jsonl" if path.is_dir() else path)
 
 
 def _series(records: list[dict[str, float]], name: str) -> np.ndarray:
