@@ -35,6 +35,12 @@ def main(argv: list[str]) -> None:
 
     trained = load_trained(_CHECKPOINT.value)
     experiment = build(trained.config)
+    if trained.data_fingerprint not in ("", experiment.data_fingerprint()):
+        logging.warning(
+            "%s was trained on other text than is here now (fingerprint %s, now %s): some of what "
+            "is held out now may have been trained on",
+            *(trained.origin, trained.data_fingerprint, experiment.data_fingerprint()),
+        )
     packed = evenly_spaced(experiment.held_out, _WINDOWS.value)
     bound = held_out_bound(
         trained.text_model,

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import mdm_jax as mdm
@@ -78,7 +79,8 @@ class Experiment:
         digest = hashlib.sha256()
         for packed in (self.train_data, self.held_out):
             digest.update(repr(packed.tokens.shape).encode())
-            digest.update(packed.tokens.tobytes() + packed.where.tobytes())
+            for array in (packed.tokens, packed.where):  # hashed in place: it may be all the memory
+                digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
         return digest.hexdigest()[:16]
 
     def evaluation_data(self) -> data.Packed:
@@ -99,15 +101,15 @@ def build(config: Mapping[str, Any], *, documents: data.Documents | None = None)
         FileNotFoundError: if there is no text at ``data.path``.
 
     Examples:
-        >>> from configs.quickstart import get_config
-        >>> config = get_config()
-        >>> config.data.source = "in_memory"
-        >>> texts = data.in_memory([f"document {i}: " + "text " * 50 for i in range(50)])
-        >>> experiment = build(config, documents=texts)
-        >>> experiment.process
-        Masked(vocab_size=256, schedule=LogLinear(eps=0.001), mask_id=256)
-        >>> jax.eval_shape(experiment.create_state).params["embedding"].shape
-        (257, 128)
+        With the config of ``configs/quickstart.py``::
+
+            experiment = build(get_config())
+            experiment.process  # Masked(vocab_size=256, schedule=LogLinear(eps=0.001), ...)
+
+        >>> build({"seed": 0, "sede": 1})
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown field config.sede: the fields of config are seed, model, ...
     """
     config = checked(config)
     tokenizer = make_tokenizer(config["data"]["tokenizer"])
@@ -142,8 +144,8 @@ def build(config: Mapping[str, Any], *, documents: data.Documents | None = None)
         optimizer=adamw(config["optimizer"], rate),
         learning_rate=rate,
         tokenizer=tokenizer,
-        train_data=data.pack(train_texts, tokenizer, length),
-        held_out=data.pack(held_out_texts, tokenizer, length),
+        train_data=_packed("training", train_texts, tokenizer, length),
+        held_out=_packed("held-out", held_out_texts, tokenizer, length),
         constant=0.0 if process is None else float(mdm.constant_terms(process)),
     )
 
@@ -168,6 +170,13 @@ def make_family(
             )
         return None, mdm.autoregressive_objective()
     schedule = _choose("schedule.name", config["schedule"]["name"], SCHEDULES)(config["schedule"])
+    if conditioned and not np.isfinite(schedule.sigma(jnp.float32(1.0))):
+        raise ValueError(
+            f"schedule.name={config['schedule']['name']!r} with model.time_conditioning=True: the "
+            "model is told sigma(t) = -log alpha(t), which is infinite at t = 1, where sampling "
+            "starts. Choose a schedule that keeps a share of the tokens there (log_linear), or set "
+            "model.time_conditioning=False (mdlm)"
+        )
     if name == "mdlm":
         masked = mdm.Masked(vocab_size, schedule)
         return masked, mdm.masked_objective(masked, weighting, time_conditioning=conditioned)
@@ -204,6 +213,18 @@ def _documents(section: Mapping[str, Any], given: data.Documents | None) -> data
     if given is not None:
         return given
     return data.text_files(path) if source == "text_files" else data.python_documentation()
+
+
+def _packed(
+    side: str, documents: data.Documents, tokenizer: data.Tokenizer, length: int
+) -> data.Packed:
+    """The windows of one side of the split, which errors name."""
+    try:
+        return data.pack(documents, tokenizer, length)
+    except ValueError as error:
+        raise ValueError(
+            f"{side} side of the split: {error} (data.length, data.held_out)"
+        ) from error
 
 
 def make_tokenizer(name: str) -> data.Tokenizer:

@@ -20,6 +20,7 @@ from mdm_jax import data
 from mdm_jax.evaluation.bound import bits_per_byte, evaluate_bound
 from mdm_jax.models.configs import parameter_count
 from mdm_jax.train.checkpoints import Checkpoints, save_params
+from mdm_jax.train.continuing import local_path
 from mdm_jax.train.experiment import Experiment, build
 from mdm_jax.train.interruption import Interrupted, StopRequest
 from mdm_jax.train.meshes import (
@@ -75,13 +76,14 @@ def train(
 
     Raises:
         ValueError: if the config does not make sense, does not fit the devices, or is not the
-            config of the checkpoints in `workdir`.
+            config of the checkpoints in `workdir`; or if `workdir` is a URL.
         OSError: if `workdir` cannot be written to, or its disk is full.
         DivergedError: if a step's loss or gradient is not finite.
         Interrupted: on SIGTERM or SIGINT, after saving.
     """
+    workdir = local_path(workdir)  # before a long look at the text
     experiment = build(config, documents=documents)
-    settings, workdir = experiment.config["train"], Path(workdir)
+    settings = experiment.config["train"]
     mesh = make_mesh(experiment.config["mesh"])
     _check_batches(experiment, mesh)
     record = experiment.config | {"data_fingerprint": experiment.data_fingerprint()}
@@ -124,7 +126,7 @@ def train(
                 checkpoints.wait()
                 raise Interrupted(request.signum or signal.SIGTERM, done)
         checkpoints.wait()
-        save_params(workdir / "params", state.eval_params, experiment.config, overwrite=True)
+        save_params(workdir / "params", state.eval_params, record, overwrite=True)
         return Result(state, evaluation or _evaluate(experiment, state, mesh), experiment)
 
 

@@ -1,5 +1,6 @@
 """Reading a trained model back: from an exported folder, a run, or one checkpoint of it."""
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,9 +10,12 @@ from mdm_jax.evaluation.samples import TextModel
 from mdm_jax.models.adapters import linen
 from mdm_jax.models.dit import DiT
 from mdm_jax.train.checkpoints import load_checkpoint_params, load_params
+from mdm_jax.train.continuing import local_path
 from mdm_jax.train.experiment import make_family, make_model_config, make_tokenizer
 from mdm_jax.train.fields import checked
 from mdm_jax.train.state import Params
+
+logger = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
@@ -23,25 +27,29 @@ class Trained(NamedTuple):
         params: its parameters, the averaged ones if there are any.
         config: what it was trained with.
         origin: the folder it was read from.
+        data_fingerprint: of the text it was trained on; "" if not recorded.
     """
 
     text_model: TextModel
     params: Params
     config: dict[str, Any]
     origin: Path
+    data_fingerprint: str
 
 
 def load_trained(path: str | Path) -> Trained:
     """Reads a model: no text, optimizer or training state is needed or loaded.
 
     Args:
-        path: a folder of `save_params`; a run (``--workdir``), which means its newest checkpoint;
-            or one checkpoint, ``workdir/checkpoints/<step>``. A run in progress may be read.
+        path: a folder of `save_params`; a run (``--workdir``), which means its newest checkpoint
+            (the one before it, with a warning, if that is damaged); or one checkpoint,
+            ``workdir/checkpoints/<step>``. A run in progress may be read.
 
     Raises:
         FileNotFoundError: if none of these is there.
-        OSError: if the checkpoint is damaged.
-        ValueError: if its config is not one of this version.
+        OSError: if the parameters are damaged: those exported, or of the checkpoint named, or of
+            every checkpoint of the run.
+        ValueError: if its config is damaged or not one of this version, or `path` is a URL.
 
     Examples:
         >>> load_trained("runs/nothing")
@@ -49,10 +57,11 @@ def load_trained(path: str | Path) -> Trained:
             ...
         FileNotFoundError: no model at ...runs/nothing: expected a run (with checkpoints/), ...
     """
-    path = Path(path).absolute()
-    checkpoint = _newest_checkpoint(path)
-    if checkpoint is not None:
-        params, config = load_checkpoint_params(checkpoint)
+    path = local_path(path)
+    checkpoints = _checkpoints(path)
+    origin = path
+    if checkpoints:
+        params, config, origin = _newest_whole(checkpoints)
     elif (path / "config.json").is_file():
         params, config = load_params(path)
     else:
@@ -60,9 +69,9 @@ def load_trained(path: str | Path) -> Trained:
             f"no model at {path}: expected a run (with checkpoints/), one of its checkpoints, or "
             "the folder of exported params"
         )
+    fingerprint = config.pop("data_fingerprint", "")  # says which text it was; not a setting
     config = checked(config)
-    text_model = text_model_of(config, params)
-    return Trained(text_model, params, config, checkpoint or path)
+    return Trained(text_model_of(config, params), params, config, origin, fingerprint)
 
 
 def text_model_of(config: dict[str, Any], params: Params) -> TextModel:
@@ -78,13 +87,28 @@ def text_model_of(config: dict[str, Any], params: Params) -> TextModel:
     return TextModel(Partial(logits, params), process, tokenizer)
 
 
-def _newest_checkpoint(path: Path) -> Path | None:
-    """The folder of the newest checkpoint of a run, or `path` if it is a checkpoint; else None."""
-    if (path / "state").is_dir() and (path / "config" / "metadata").is_file():
-        return path
+def _checkpoints(path: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first; `path` alone if it is one; else none."""
+    if (path / "state").is_dir() and (path / "config").is_dir():
+        return [path]
     for folder in (path / "checkpoints", path):
         if folder.is_dir():
             steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
             if steps:
-                return folder / str(max(steps))
-    return None
+                return [folder / str(step) for step in sorted(steps, reverse=True)]
+    return []
+
+
+def _newest_whole(checkpoints: list[Path]) -> tuple[Params, dict[str, Any], Path]:
+    """What the first checkpoint holds that can be read, and which one that is."""
+    damaged: list[OSError] = []
+    for checkpoint in checkpoints:
+        try:
+            params, config = load_checkpoint_params(checkpoint)
+        except OSError as error:
+            damaged.append(error)
+            continue
+        for error in damaged:
+            logger.warning("%s. Using %s instead", error, checkpoint)
+        return params, config, checkpoint
+    raise OSError(f"no checkpoint of the run can be read. {'; '.join(map(str, damaged))}")
