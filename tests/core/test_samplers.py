@@ -177,11 +177,12 @@ def test_nucleus_keeps_what_a_sort_keeps(p):
 def test_left_to_right_with_a_shifted_causal_model_is_autoregressive_sampling():
     """Each token is drawn from the model's prediction at the position before it."""
     table = 50.0 * jax.nn.one_hot((jnp.arange(V) * 2 + 1) % V, V)  # the next id is certain
-    causal = mdm.denoiser(lambda tokens, t: table[jnp.minimum(tokens, V - 1)])
+    # It embeds V ids and no mask: an id outside reads NaN, as in the library's own models.
+    causal = mdm.denoiser(lambda tokens, t: table.at[tokens].get(mode="fill", fill_value=jnp.nan))
     canvas = jnp.full((2, L), MASKED.mask_id).at[:, 0].set(jnp.array([1, 4]))
     out = mdm.generate(
         jax.random.key(0),
-        mdm.shifted(causal),
+        mdm.shifted(causal, MASKED),
         mdm.left_to_right(MASKED),
         canvas,
         mdm.time_grid(L),
