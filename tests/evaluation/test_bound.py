@@ -47,6 +47,20 @@ def test_bound_of_independent_tokens_is_their_cross_entropy():
     assert shifted.nats_per_token == pytest.approx(report.nats_per_token + constant)
 
 
+def test_constant_terms_complete_the_bound():
+    """A schedule that leaves a fifth at t = 1: it costs log V, the rest the model's loss."""
+    process = mdm.Masked(VOCAB, mdm.LogLinear(eps=0.2))
+    constant = float(mdm.constant_terms(process))
+    data = list(batches())
+    tokens = np.concatenate([b["tokens"][b["where"]] for b in data])
+    cross_entropy = -np.log(FREQUENCIES[tokens]).mean()
+    objective = mdm.masked_objective(process)
+    report = evaluate_bound(apply, PARAMS, objective, data, seed=0, samples=64, constant=constant)
+    exact = 0.8 * cross_entropy + 0.2 * math.log(VOCAB)
+    assert report.nats_per_token == pytest.approx(exact, abs=0.04)  # 8 times less than the constant
+    assert constant > 0.3
+
+
 def test_standard_error_is_the_spread_of_the_estimate():
     """Over many data sets of other sequences and noise, the estimates scatter as reported."""
     reports = []
