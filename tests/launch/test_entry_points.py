@@ -1,9 +1,11 @@
 """``launch/sample.py``, ``launch/evaluate.py`` and ``launch/quickstart.py`` on a tiny run."""
 
 import importlib.util
+import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +45,14 @@ def launch(script, *arguments):
     return done.stdout
 
 
+def loaded(script):
+    """A launcher as a module, with whatever flags are patched to be."""
+    spec = importlib.util.spec_from_file_location(f"{script}_entry", ROOT / f"launch/{script}.py")
+    entry = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(entry)
+    return entry
+
+
 def test_sample(run, tmp_path):
     page = tmp_path / "page.html"
     template = r"the {{3}}\n____."
@@ -64,6 +74,26 @@ def test_evaluate(run):
     # Hardly trained: close to uniform over 256 bytes.
     assert 5.3 < float(nats) < 5.6 and 7.6 < float(bits) < 8.2
     assert "xz -9" in out and "this model" in out
+
+
+def test_evaluate_warns_of_other_text(run, tmp_path, monkeypatch, caplog, capsys):
+    """The folder of the text has changed since the run; then it is as it was, but elsewhere."""
+    shutil.copytree(run[0] / "params", tmp_path / "params")
+    shutil.copytree(run[0].parent / "text", tmp_path / "text")
+    config = json.loads((tmp_path / "params" / "config.json").read_text())
+    config["data"]["path"] = str(tmp_path / "text")
+    (tmp_path / "params" / "config.json").write_text(json.dumps(config))
+    values = {"checkpoint": str(tmp_path / "params"), "samples": 2, "windows": 8}
+    for kind in ("string", "integer", "enum"):
+        fake = lambda name, default, *_: SimpleNamespace(value=values.get(name, default))
+        monkeypatch.setattr(flags, f"DEFINE_{kind}", fake)
+    entry = loaded("evaluate")
+    entry.main(["evaluate.py"])
+    assert "trained on other text" not in caplog.text
+    (tmp_path / "text" / "new.txt").write_text("a document that was not there " * 9)
+    entry.main(["evaluate.py"])
+    assert "trained on other text" in caplog.text and config["data_fingerprint"] in caplog.text
+    assert capsys.readouterr().out.count("this model") == 2
 
 
 def test_quickstart_shows_what_a_run_learned(run, capsys):
@@ -115,13 +145,11 @@ def test_the_package_names_no_config_module():
 
 
 def test_quickstart_interrupted_exits_with_the_signal(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("quickstart_entry", ROOT / "launch/quickstart.py")
-    entry = importlib.util.module_from_spec(spec)
     flag = lambda value: lambda *args, **kwargs: SimpleNamespace(value=value)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(config_flags, "DEFINE_config_file", flag(tiny.config()))
     monkeypatch.setattr(flags, "DEFINE_string", flag(str(tmp_path)))
-    spec.loader.exec_module(entry)
+    entry = loaded("quickstart")
 
     def interrupted(config, workdir):
         raise Interrupted(signal.SIGTERM, 3)
