@@ -7,7 +7,8 @@ Everything is as in mdlm_owt.py but the process, and the model is told how much 
 objective is the NELBO (UDLM's, in Duo's form) throughout; the published Duo run trains its first
 half with the Gaussian curriculum, which this config does not.
 
-Hardware: as mdlm_owt.py.
+Hardware: as mdlm_owt.py. Every host reads and tokenizes the whole corpus into its memory at every
+start, as there.
 
 Expected: held-out perplexity at most 27.4 without the curriculum (UDLM; 25.2 with it), that is 3.31
 nats per token (Duo, table 1). Not reproduced in this repository.

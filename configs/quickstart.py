@@ -3,7 +3,13 @@
     python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 The text ships with every Python, so nothing is downloaded. Kill it and run the same command again:
-it continues from the last checkpoint, to the same numbers.
+it continues from the last checkpoint, to the same numbers. `make quickstart` runs it and then shows
+what the model learned.
+
+Hardware: two CPU cores, about three minutes (1.1M parameters, 4.9M bytes seen).
+
+Expected: see docs/benchmarks.md for the held-out bits per byte and the command that measured them.
+The low-variance weighting, the high learning rate and the short average suit a run this short.
 """
 
 from ml_collections import ConfigDict
@@ -26,9 +32,9 @@ def get_config() -> ConfigDict:
                 "causal": False,
                 "dtype": "float32",
                 "remat": "none",
-                "unroll": 1,
+                "unroll": 4,  # no loop over the four layers: faster on a CPU
             },
-            "objective": {"name": "mdlm", "weighting": "elbo"},
+            "objective": {"name": "mdlm", "weighting": "cross_entropy"},
             "schedule": {
                 "name": "log_linear",
                 "eps": 1e-3,
@@ -44,26 +50,26 @@ def get_config() -> ConfigDict:
                 "held_out": 0.05,
             },
             "train": {
-                "steps": 1000,
+                "steps": 1200,
                 "batch_size": 32,
                 "accumulate": 1,
                 "log_every": 10,
-                "eval_every": 250,
-                "checkpoint_every": 250,
+                "eval_every": 400,
+                "checkpoint_every": 400,
             },
             "optimizer": {
-                "learning_rate": 1e-3,
+                "learning_rate": 3e-3,
                 "schedule": "cosine",
                 "warmup": 100,
-                "min_learning_rate": 1e-5,
+                "min_learning_rate": 1e-4,
                 "b1": 0.9,
                 "b2": 0.95,
                 "eps": 1e-8,
-                "weight_decay": 0.1,
+                "weight_decay": 0.0,
                 "clip": 1.0,
             },
-            "ema": {"decay": 0.999, "warmup": True},
-            "evaluation": {"batch_size": 64, "max_windows": 512, "times": 1},
+            "ema": {"decay": 0.995, "warmup": True},
+            "evaluation": {"batch_size": 64, "max_windows": 256, "times": 1},
             "checkpoint": {"keep": 3, "keep_every": 0},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         }

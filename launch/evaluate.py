@@ -28,12 +28,19 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
-    from mdm_jax.evaluation.held_out import baselines, evenly_spaced, held_out_bound, table
+    from mdm_jax.data import evenly_spaced
+    from mdm_jax.evaluation.held_out import baselines, held_out_bound, table
     from mdm_jax.train.experiment import build
     from mdm_jax.train.trained import load_trained
 
     trained = load_trained(_CHECKPOINT.value)
     experiment = build(trained.config)
+    if trained.data_fingerprint not in ("", experiment.data_fingerprint()):
+        logging.warning(
+            "%s was trained on other text than is here now (fingerprint %s, now %s): some of what "
+            "is held out now may have been trained on",
+            *(trained.origin, trained.data_fingerprint, experiment.data_fingerprint()),
+        )
     packed = evenly_spaced(experiment.held_out, _WINDOWS.value)
     bound = held_out_bound(
         trained.text_model,

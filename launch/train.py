@@ -8,9 +8,13 @@ command continues an interrupted run. Exits with 128 + the signal's number when 
 
 import sys
 from logging import getLogger
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+# The configs import one another as configs.<name>, which is not installed with the package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the training config.")
 _WORKDIR = flags.DEFINE_string(

@@ -4,7 +4,16 @@ The public names of the core, which imports jax and nothing heavier. Models, dat
 in `mdm_jax.models`, `mdm_jax.data` and `mdm_jax.train`, and are imported by name.
 """
 
-from mdm_jax.denoisers import Denoiser, denoiser, forbid, guided, nucleus, shifted, tempered
+from mdm_jax.denoisers import (
+    Denoiser,
+    denoiser,
+    forbid,
+    guided,
+    nucleus,
+    predicting,
+    shifted,
+    tempered,
+)
 from mdm_jax.generation import Generation, generate, trajectory
 from mdm_jax.likelihood import NLLBound, nll_bound
 from mdm_jax.losses import (
@@ -83,6 +92,7 @@ __all__ = [
     "negative_log_likelihood",
     "nll_bound",
     "nucleus",
+    "predicting",
     "sample_times",
     "scored_by_next_token",
     "shifted",

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdm_jax.arrays import Logits, Times, Tokens
+from mdm_jax.processes import Masked, Process
+from mdm_jax.processes.base import align
 
 Carry = Any
 
@@ -23,7 +25,8 @@ class Denoiser(NamedTuple):
 
     Attributes:
         init: ``tokens -> carry``; allocates or prefills from the canvas.
-        apply: ``(tokens, t, carry) -> (logits float[*B, L, V], carry)``.
+        apply: ``(tokens, t, carry) -> (logits float[*B, L, V], carry)``; t is float32[] or
+            float32[*B].
         commit: ``(tokens, carry) -> carry``; these tokens are final (append them to a cache).
         calls: model evaluations that one `apply` costs.
 
@@ -44,8 +47,9 @@ def denoiser(logits_fn: Callable[[Tokens, Times], Logits]) -> Denoiser:
     """Lifts a plain function ``(tokens, t) -> logits`` to a `Denoiser` without memory.
 
     Args:
-        logits_fn: takes int32[*B, L] and float32 time(s), returns float[*B, L, V]. Close over
-            parameters inside the jitted function, or pass a `jax.tree_util.Partial`.
+        logits_fn: takes int32[*B, L] and float32[*B], returns float[*B, L, V]: the same times as in
+            training, one per sequence. Close over parameters inside the jitted function, or pass
+            a `jax.tree_util.Partial`.
 
     Returns:
         `Denoiser` with an empty carry.
@@ -61,7 +65,7 @@ def denoiser(logits_fn: Callable[[Tokens, Times], Logits]) -> Denoiser:
         raise TypeError(f"logits_fn={logits_fn!r}: expected a function (tokens, t) -> logits")
     return Denoiser(
         init=lambda tokens: (),
-        apply=lambda tokens, t, carry: (logits_fn(tokens, t), carry),
+        apply=lambda tokens, t, carry: (logits_fn(tokens, _per_sequence(t, tokens)), carry),
         commit=lambda tokens, carry: carry,
     )
 
@@ -96,7 +100,7 @@ def nucleus(inner: Denoiser, p: float | jax.Array) -> Denoiser:
 
     The id that crosses the threshold is kept, as are ids exactly as probable as it. The threshold
     is found by bisecting on the bit pattern of the probabilities: 31 passes without a sort.
-    Columns that the process never predicts (mask id, padding) should carry -inf: put `forbid`
+    Columns that are never predicted (the mask id, padding) would count as mass: put `predicting`
     inside.
 
     Args:
@@ -159,6 +163,32 @@ def forbid(inner: Denoiser, ids: Sequence[int]) -> Denoiser:
     return _edited(inner, remove)
 
 
+def predicting(inner: Denoiser, process: Process) -> Denoiser:
+    """Restricts predictions to the ids that `process` predicts: no mask id, no padding columns.
+
+    Samplers do this by themselves. It is needed inside wrappers that weigh ids against each other,
+    as `nucleus` and `guided` do: networks put arbitrary logits in columns that no loss ever read.
+
+    Args:
+        inner: the denoiser to wrap.
+        process: the process of the model.
+
+    Returns:
+        `Denoiser` with float32 logits.
+
+    Raises:
+        ValueError: (when applied) if the logits are narrower than the vocabulary.
+
+    Examples:
+        >>> import mdm_jax as mdm
+        >>> process = mdm.Masked(vocab_size=2, schedule=mdm.Linear())
+        >>> d = predicting(denoiser(lambda tokens, t: jnp.zeros((*tokens.shape, 3))), process)
+        >>> d.apply(jnp.zeros((1,), jnp.int32), jnp.float32(1.0), ())[0].tolist()
+        [[0.0, 0.0, -inf]]
+    """
+    return _edited(inner, lambda logits, tokens: process.data_logits(logits))
+
+
 def guided(cond: Denoiser, uncond: Denoiser, scale: float | jax.Array) -> Denoiser:
     """Classifier-free guidance: log-probabilities (1 + scale) cond - scale uncond.
 
@@ -204,30 +234,45 @@ def guided(cond: Denoiser, uncond: Denoiser, scale: float | jax.Array) -> Denois
     )
 
 
-def shifted(inner: Denoiser) -> Denoiser:
-    """Moves the logits one position to the right: next-token models predict the token after.
+def shifted(inner: Denoiser, process: Masked) -> Denoiser:
+    """Lets an autoregressive model answer like a masked one, to be sampled `left_to_right`.
 
-    With it an autoregressive model answers like a masked one: the logits at position i are its
-    prediction of token i. Position 0 has no prediction and gets zeros; give it a token (a
-    beginning-of-text id) through `keep`. Sample with `left_to_right`.
+    Next-token models predict the token after: their logits are moved one position to the right, so
+    that those at position i are the prediction of token i. Position 0 has no prediction and gets
+    zeros; give it a token (a beginning-of-text id) through `keep`. The masks of the canvas, which
+    the model may not even embed, are shown to it as some data id; being causal, it does not see
+    them where it matters.
 
     Args:
         inner: a causal, next-token denoiser.
+        process: the masked process of the canvas, such as ``Masked(vocab_size, Linear())``.
 
     Returns:
         `Denoiser`.
 
     Examples:
-        >>> d = shifted(denoiser(lambda tokens, t: jax.nn.one_hot(tokens, 3)))
-        >>> d.apply(jnp.array([2, 1]), jnp.float32(1.0), ())[0].tolist()
+        >>> import mdm_jax as mdm
+        >>> process = mdm.Masked(vocab_size=3, schedule=mdm.Linear())
+        >>> d = shifted(denoiser(lambda tokens, t: jax.nn.one_hot(tokens, 3)), process)
+        >>> d.apply(jnp.array([2, 3]), jnp.float32(1.0), ())[0].tolist()
         [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
+    some_id = int(np.argmax(process.predictable(process.num_ids)))
 
-    def shift(logits: Logits, tokens: Tokens) -> Logits:
+    def apply(tokens: Tokens, t: Times, carry: Carry) -> tuple[Logits, Carry]:
+        shown = jnp.where(process.is_masked(tokens), some_id, tokens)
+        logits, carry = inner.apply(shown, t, carry)
         padding = [(0, 0)] * (logits.ndim - 2) + [(1, 0), (0, 0)]
-        return jnp.pad(logits[..., :-1, :], padding)
+        return jnp.pad(logits[..., :-1, :], padding), carry
 
-    return _edited(inner, shift)
+    return inner._replace(apply=apply)
+
+
+def _per_sequence(t: Times, tokens: Tokens) -> Times:
+    """`t` as float32[*B], placed like the tokens."""
+    t = jnp.asarray(t, jnp.float32)
+    row = tokens[..., 0]
+    return align(t, row) + jnp.zeros_like(row, dtype=jnp.float32)
 
 
 def _edited(inner: Denoiser, edit: Callable[[Logits, Tokens], Logits]) -> Denoiser:

@@ -29,7 +29,7 @@ def categorical(key: Key, logits: Logits) -> Tokens:
             bfloat16 noise has no tail at all.
 
     Returns:
-        int32[*B].
+        int32[*B]; -1, which no vocabulary has, for a row that allows no id (all -inf) or holds NaN.
 
     Examples:
         >>> logits = jnp.log(jnp.array([0.0, 0.25, 0.75]))
@@ -39,8 +39,10 @@ def categorical(key: Key, logits: Logits) -> Tokens:
     """
     logits = logits.astype(jnp.float32)
     size = logits.shape[-1]
+    possible = jnp.max(logits, axis=-1) > -jnp.inf  # false for NaN too
     if size <= _ONE_STAGE_IDS:
-        return jax.random.categorical(key, logits, mode="high").astype(jnp.int32)
+        ids = jax.random.categorical(key, logits, mode="high").astype(jnp.int32)
+        return jnp.where(possible, ids, -1)
     width = math.isqrt(size - 1) + 1
     blocks = -(-size // width)
     padding = [(0, 0)] * (logits.ndim - 1) + [(0, blocks * width - size)]
@@ -53,4 +55,26 @@ def categorical(key: Key, logits: Logits) -> Tokens:
     chosen = last_axis_index(blocks, logits.ndim) == block[..., None]
     row = jnp.max(jnp.where(chosen[..., None], table, -jnp.inf), axis=-2)
     inside = jax.random.categorical(key_id, row, mode="high").astype(jnp.int32)
-    return block * width + inside
+    return jnp.where(possible, block * width + inside, -1)
+
+
+def uniform(key: Key, shape: tuple[int, ...]) -> jax.Array:
+    """Draws uniform numbers on [0, 1) that resolve rare events: ``uniform(...) < p`` for tiny p.
+
+    `jax.random.uniform` lies on a lattice of 2^-23, so an event of probability 1e-8 would never
+    happen, or three times too often. Here draws below 2^-11 are drawn anew inside that interval,
+    which makes the lattice near zero as fine as 2^-34.
+
+    Args:
+        key: a PRNG key.
+        shape: of the result.
+
+    Returns:
+        float32[*shape].
+
+    Examples:
+        >>> uniform(jax.random.key(0), (2, 3)).shape
+        (2, 3)
+    """
+    coarse, fine = jax.random.uniform(key, (2, *shape), jnp.float32)
+    return jnp.where(coarse < 2.0**-11, fine * 2.0**-11, coarse)

@@ -49,7 +49,8 @@ def generate(
         denoiser: the model, lifted by `denoiser` and wrapped at will.
         sampler: how to draw.
         tokens: int32[*B, L], the canvas: noise from `process.prior`, and given tokens at `keep`.
-        times: float32[T + 1], decreasing, or float32[T + 1, *B] with a clock per row.
+        times: float32[T + 1], decreasing, or float32[T + 1, *B] with a clock per row. A walk that
+            ends above 0 leaves noise: masks, for a masked process.
         keep: bool[*B, L], positions that must not change; none by default.
         stop: ``tokens -> bool[*B]``; finished rows freeze, and the loop ends when all are done.
 
@@ -151,7 +152,7 @@ def _stepper(denoiser: Denoiser, sampler: Sampler, times: Times, keep: Bool | No
     def take_step(key, i, tokens, state, carry):
         t, s = times[i], times[i + 1]
         logits, carry = denoiser.apply(tokens, t, carry)
-        after, state = sampler.step(key, logits, tokens, state, t, s)
+        after, state = sampler.step(key, logits, tokens, state, t, s, keep=keep)
         if keep is not None:
             after = jnp.where(keep, tokens, after)
         return after, state, carry, logits
@@ -179,7 +180,8 @@ def _check_inputs(tokens: Tokens, times: Times, keep: Bool | None):
         )
     if not isinstance(times, Tracer):
         grid = np.asarray(times)
-        if (np.diff(grid, axis=0) > 0).any() or grid.max() > 1 or grid.min() < 0:
+        # Written so that NaN fails.
+        if not ((np.diff(grid, axis=0) <= 0).all() and grid.max() <= 1 and grid.min() >= 0):
             raise ValueError(f"times={grid}: expected times in [0, 1] that never increase")
     if keep is not None:
         keep = jnp.asarray(keep)

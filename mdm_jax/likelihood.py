@@ -6,9 +6,10 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdm_jax import losses
-from mdm_jax.arrays import Bool, Key, Logits, PerToken, Times, Tokens
+from mdm_jax import draws, losses
+from mdm_jax.arrays import Bool, Key, Logits, Times, Tokens
 from mdm_jax.processes import Masked, Noised, Process
+from mdm_jax.times import in_stratum
 
 
 class NLLBound(NamedTuple):
@@ -40,8 +41,10 @@ def nll_bound(
     `constant_terms`.
 
     "count" (masked processes only) stratifies the *number* k of masked tokens instead: uniform on
-    1..n for the n tokens in `where`, with weight n / k, and draws t from its law given k,
-    1 - alpha(t) ~ Beta(k, n - k + 1). The expectation is the bound of a schedule that runs from
+    1..n for the n tokens in `where`, with weight n / k. Each token gets a uniform score, the k
+    smallest are masked, and t is the time at which 1 - alpha(t) is the k-th smallest score: that is
+    Beta(k, n - k + 1), the law of t given k, and independent of which tokens they are. The
+    expectation is the bound of a schedule that runs from
     alpha = 1 to alpha = 0, without constants. The variance is far smaller than with Bernoulli
     masks, whose 1 / t weights meet random counts. If n divides `samples`, every count is visited
     equally often.
@@ -60,7 +63,8 @@ def nll_bound(
 
     Raises:
         ValueError: if `samples` is odd or below 2, or `strata` is unknown.
-        TypeError: if `strata` is "count" and the process is not masked.
+        ValueError: if shapes do not fit or (outside `jax.jit`) a token in `where` is no data id.
+        TypeError: if `strata` is "count" and the process is not masked, or dtypes do not fit.
 
     Examples:
         >>> import mdm_jax as mdm
@@ -80,19 +84,20 @@ def nll_bound(
     if strata == "auto":
         strata = "count" if isinstance(process, Masked) else "time"
     where = jnp.ones_like(tokens, dtype=jnp.bool_) if where is None else where
+    process.check_data(tokens, where)
     estimate = _by_count if strata == "count" else _by_time
 
     def sample(index):
         # One uniform per row and stratum: stratum `index` of `samples` equal parts of [0, 1).
         key_stratum, key_noise = jax.random.split(jax.random.fold_in(key, index))
         jitter = jax.random.uniform(key_stratum, tokens.shape[:-1], jnp.float32)
-        u = (index.astype(jnp.float32) + jitter) / samples
+        u = in_stratum(index, jitter, samples)
         return estimate(key_noise, logits_fn, process, tokens, where, u)
 
-    draws = jax.lax.map(sample, jnp.arange(samples, dtype=jnp.int32))
-    pairs = draws.reshape(samples // 2, 2, *draws.shape[1:])
+    estimates = jax.lax.map(sample, jnp.arange(samples, dtype=jnp.int32))
+    pairs = estimates.reshape(samples // 2, 2, *estimates.shape[1:])
     squares = jnp.sum(jnp.square(pairs[:, 0] - pairs[:, 1]), axis=0)
-    return NLLBound(jnp.mean(draws, axis=0), jnp.sqrt(squares) / samples)
+    return NLLBound(jnp.mean(estimates, axis=0), jnp.sqrt(squares) / samples)
 
 
 def _by_time(key, logits_fn, process, tokens, where, u) -> jax.Array:
@@ -103,24 +108,21 @@ def _by_time(key, logits_fn, process, tokens, where, u) -> jax.Array:
 
 
 def _by_count(key, logits_fn, process, tokens, where, u) -> jax.Array:
-    key_time, key_mask = jax.random.split(key)
-    n = jnp.sum(where, axis=-1)
-    k = jnp.clip((u * n.astype(jnp.float32)).astype(n.dtype) + 1, 1, jnp.maximum(n, 1))
-    noised = _with_exact_count(key_mask, process, tokens, where, k)
-    count, total = k.astype(jnp.float32), n.astype(jnp.float32)
-    noise_rate = jax.random.beta(key_time, count, jnp.maximum(total - count + 1.0, 1.0))
-    t = jnp.clip(process.schedule.inverse(1.0 - noise_rate), 0.0, 1.0)
-    nll: PerToken = losses.masked_cross_entropy(
-        logits_fn(noised.tokens, t), noised._replace(t=t), process
-    )
-    return total / count * jnp.sum(nll, axis=-1)
+    n = jnp.sum(where, axis=-1, keepdims=True)
+    count = jnp.clip((u[..., None] * n.astype(jnp.float32)).astype(n.dtype), 0, n - 1) + 1
+    noised = _with_exact_count(key, process, tokens, where, count)
+    nll = losses.masked_cross_entropy(logits_fn(noised.tokens, noised.t), noised, process)
+    masked = jnp.maximum(jnp.sum(noised.noised, axis=-1), 1).astype(jnp.float32)
+    return n[..., 0].astype(jnp.float32) / masked * jnp.sum(nll, axis=-1)
 
 
 def _with_exact_count(key, process: Masked, tokens, where, count) -> Noised:
-    """Masks exactly `count` uniformly random positions of `where` in every row."""
-    score = jax.random.uniform(key, tokens.shape, jnp.float32)
+    """Masks the `count` [*B, 1] positions of `where` whose uniform scores are smallest."""
+    score = draws.uniform(key, tokens.shape)
     score = jnp.where(where, score, 2.0)
-    ranks = jnp.argsort(jnp.argsort(score, axis=-1), axis=-1)
-    noised = where & (ranks < count[..., None])
+    index = jnp.clip(count - 1, 0, tokens.shape[-1] - 1)
+    threshold = jnp.take_along_axis(jnp.sort(score, axis=-1), index, axis=-1)
+    noised = where & (score <= threshold)
     noisy_tokens = jnp.where(noised, process.prior(key, tokens), tokens)
-    return Noised(noisy_tokens, tokens, jnp.zeros(tokens.shape[:-1], jnp.float32), noised, where)
+    t = process.schedule.inverse_noise_rate(jnp.minimum(threshold[..., 0], 1.0))
+    return Noised(noisy_tokens, tokens, jnp.clip(t, 0.0, 1.0), noised, where)

@@ -8,7 +8,8 @@ Time runs from t = 0 (clean) to t = 1 (pure noise). Every schedule gives
   loses all digits where t is small;
 * ``weight(t)``: -alpha'(t) / (1 - alpha(t)), the weight of the masked ELBO (MDLM eq. 10);
 * ``sigma(t)``: -log alpha(t), what the published networks are conditioned on;
-* ``inverse(alpha)``: the t at which the survival probability is alpha.
+* ``inverse(alpha)``: the t at which the survival probability is alpha;
+* ``inverse_noise_rate(noise)``: the t at which 1 - alpha is `noise`, exact near t = 0.
 
 A schedule is a frozen dataclass: printable, comparable, hashable and static under `jax.jit`, so an
 equal schedule made a second time does not retrace. All methods broadcast over t and keep its
@@ -26,7 +27,7 @@ HALF_PI = 0.5 * math.pi
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Base of all schedules; a subclass gives `noise_rate`, `alpha_prime` and `inverse`.
+    """Base of all schedules; a subclass gives `noise_rate`, its inverse and `alpha_prime`.
 
     Examples:
         >>> Linear() == Linear()
@@ -47,9 +48,13 @@ class Schedule:
         """Returns d alpha / dt (negative); float, shaped like `t`."""
         raise TypeError(f"{type(self).__name__} must define alpha_prime")
 
+    def inverse_noise_rate(self, noise: jax.Array) -> jax.Array:
+        """Returns the time at which 1 - alpha is `noise`, without forming alpha."""
+        raise TypeError(f"{type(self).__name__} must define inverse_noise_rate")
+
     def inverse(self, alpha: jax.Array) -> jax.Array:
         """Returns the time at which the survival probability is `alpha`."""
-        raise TypeError(f"{type(self).__name__} must define inverse")
+        return self.inverse_noise_rate(1.0 - alpha)
 
     def alpha(self, t: jax.Array) -> jax.Array:
         """Returns the survival probability; float, shaped like `t`."""
@@ -83,15 +88,15 @@ class LogLinear(Schedule):
 
     def alpha_prime(self, t):
         """Returns -(1 - eps)."""
-        return jnp.full_like(t, -(1.0 - self.eps))
+        return jnp.full_like(self.noise_rate(t), -(1.0 - self.eps))
 
     def weight(self, t):
         """Returns 1 / t, exactly."""
-        return 1.0 / t
+        return 1.0 / jnp.asarray(t)
 
-    def inverse(self, alpha):
-        """Returns (1 - alpha) / (1 - eps)."""
-        return (1.0 - alpha) / (1.0 - self.eps)
+    def inverse_noise_rate(self, noise):
+        """Returns noise / (1 - eps)."""
+        return noise / (1.0 - self.eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +109,11 @@ class Linear(Schedule):
 
     def alpha_prime(self, t):
         """Returns -1."""
-        return jnp.full_like(t, -1.0)
+        return jnp.full_like(1.0 * self.noise_rate(t), -1.0)
 
-    def inverse(self, alpha):
-        """Returns 1 - alpha."""
-        return 1.0 - alpha
+    def inverse_noise_rate(self, noise):
+        """Returns noise."""
+        return jnp.asarray(noise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +136,11 @@ class Polynomial(Schedule):
 
     def weight(self, t):
         """Returns power / t, exactly."""
-        return self.power / t
+        return self.power / jnp.asarray(t)
 
-    def inverse(self, alpha):
-        """Returns (1 - alpha)^(1 / power)."""
-        return (1.0 - alpha) ** (1.0 / self.power)
+    def inverse_noise_rate(self, noise):
+        """Returns noise^(1 / power)."""
+        return noise ** (1.0 / self.power)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +163,9 @@ class Cosine(Schedule):
         """Returns -(1 - eps) (pi / 2) sin(pi t / 2)."""
         return -(1.0 - self.eps) * HALF_PI * jnp.sin(HALF_PI * t)
 
-    def inverse(self, alpha):
-        """Returns (4 / pi) arcsin(sqrt((1 - alpha) / (2 (1 - eps))))."""
-        half = jnp.sqrt((1.0 - alpha) / (2.0 * (1.0 - self.eps)))
+    def inverse_noise_rate(self, noise):
+        """Returns (4 / pi) arcsin(sqrt(noise / (2 (1 - eps))))."""
+        half = jnp.sqrt(noise / (2.0 * (1.0 - self.eps)))
         return jnp.arcsin(jnp.clip(half, 0.0, 1.0)) / (0.5 * HALF_PI)
 
 
@@ -181,9 +186,9 @@ class CosineSquared(Schedule):
         """Returns -(1 - eps) (pi / 2) sin(pi t)."""
         return -(1.0 - self.eps) * HALF_PI * jnp.sin(2.0 * HALF_PI * t)
 
-    def inverse(self, alpha):
-        """Returns (2 / pi) arcsin(sqrt((1 - alpha) / (1 - eps)))."""
-        root = jnp.sqrt((1.0 - alpha) / (1.0 - self.eps))
+    def inverse_noise_rate(self, noise):
+        """Returns (2 / pi) arcsin(sqrt(noise / (1 - eps)))."""
+        root = jnp.sqrt(noise / (1.0 - self.eps))
         return jnp.arcsin(jnp.clip(root, 0.0, 1.0)) / HALF_PI
 
 
@@ -217,9 +222,9 @@ class MaskGITCosine(Schedule):
         scale = HALF_PI * (1.0 - self.eps)
         return -scale * jnp.cos(scale * t)
 
-    def inverse(self, alpha):
-        """Returns (2 / pi) arcsin(1 - alpha) / (1 - eps)."""
-        return jnp.arcsin(jnp.clip(1.0 - alpha, 0.0, 1.0)) / (HALF_PI * (1.0 - self.eps))
+    def inverse_noise_rate(self, noise):
+        """Returns (2 / pi) arcsin(noise) / (1 - eps)."""
+        return jnp.arcsin(jnp.clip(noise, 0.0, 1.0)) / (HALF_PI * (1.0 - self.eps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +244,18 @@ class SigmaSchedule(Schedule):
     def sigma_prime(self, t: jax.Array) -> jax.Array:
         """Returns d sigma / dt; float, shaped like `t`."""
         raise TypeError(f"{type(self).__name__} must define sigma_prime")
+
+    def inverse_sigma(self, sigma: jax.Array) -> jax.Array:
+        """Returns the time at which the total noise is `sigma`."""
+        raise TypeError(f"{type(self).__name__} must define inverse_sigma")
+
+    def inverse_noise_rate(self, noise):
+        """Returns the time at which sigma is -log(1 - noise)."""
+        return self.inverse_sigma(-jnp.log1p(-noise))
+
+    def inverse(self, alpha):
+        """Returns the time at which sigma is -log(alpha)."""
+        return self.inverse_sigma(-jnp.log(alpha))
 
     def alpha(self, t):
         """Returns exp(-sigma(t))."""
@@ -269,10 +286,9 @@ class Geometric(SigmaSchedule):
         """Returns sigma(t) log(sigma_max / sigma_min)."""
         return self.sigma(t) * math.log(self.sigma_max / self.sigma_min)
 
-    def inverse(self, alpha):
-        """Returns log(-log(alpha) / sigma_min) / log(sigma_max / sigma_min)."""
-        span = math.log(self.sigma_max / self.sigma_min)
-        return jnp.log(-jnp.log(alpha) / self.sigma_min) / span
+    def inverse_sigma(self, sigma):
+        """Returns log(sigma / sigma_min) / log(sigma_max / sigma_min)."""
+        return jnp.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,11 +301,11 @@ class LinearSigma(SigmaSchedule):
 
     def sigma_prime(self, t):
         """Returns sigma_max - sigma_min."""
-        return jnp.full_like(t, self.sigma_max - self.sigma_min)
+        return jnp.full_like(1.0 * t, self.sigma_max - self.sigma_min)
 
-    def inverse(self, alpha):
-        """Returns (-log(alpha) - sigma_min) / (sigma_max - sigma_min)."""
-        return (-jnp.log(alpha) - self.sigma_min) / (self.sigma_max - self.sigma_min)
+    def inverse_sigma(self, sigma):
+        """Returns (sigma - sigma_min) / (sigma_max - sigma_min)."""
+        return (sigma - self.sigma_min) / (self.sigma_max - self.sigma_min)
 
 
 def _check_share(schedule: str, name: str, value: float) -> None:

@@ -8,17 +8,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mdm_jax.arrays import Tokens
+from mdm_jax.arrays import Bool, Tokens
 from mdm_jax.processes import Masked
 
 Stop = Callable[[Tokens], jax.Array]
 
 
-def all_decided(process: Masked) -> Stop:
+def all_decided(process: Masked, *, keep: Bool | None = None) -> Stop:
     """A row is done once it holds no mask. Changes no sample, only saves calls.
 
     Args:
         process: a masked process.
+        keep: bool[*B, L], positions that will not change; masks there do not count.
 
     Returns:
         ``int32[*B, L] -> bool[*B]``.
@@ -33,7 +34,12 @@ def all_decided(process: Masked) -> Stop:
         [False, True]
     """
     _check_masked("all_decided", process)
-    return lambda tokens: ~jnp.any(process.is_masked(tokens), axis=-1)
+
+    def stop(tokens: Tokens) -> jax.Array:
+        open_masks = process.is_masked(tokens)
+        return ~jnp.any(open_masks if keep is None else open_masks & ~keep, axis=-1)
+
+    return stop
 
 
 def eos_decided(process: Masked, eos_id: int) -> Stop:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mdm_jax.arrays import Key, Times
 
@@ -50,10 +51,28 @@ def sample_times(
     count = math.prod(shape)
     u = jax.random.uniform(key, (count,), jnp.float32)
     if stratified:
-        u = (jnp.arange(count, dtype=jnp.float32) + u) / max(count, 1)
-    # (count - 1 + u) / count rounds to 1.0 for the largest float32 u: keep the interval half-open.
-    u = jnp.minimum(u, 1.0 - 2.0**-24)
-    return (low + (high - low) * u).reshape(shape)
+        u = in_stratum(jnp.arange(count, dtype=jnp.int32), u, max(count, 1))
+    # Scaling may round up to `high` itself: keep the interval half-open.
+    largest = np.nextafter(np.float32(high), np.float32(0))
+    return jnp.minimum(low + (high - low) * u, largest).reshape(shape)
+
+
+def in_stratum(index: jax.Array, u: jax.Array, count: int) -> jax.Array:
+    """Moves `u` from [0, 1) into the stratum [index / count, (index + 1) / count), below 1.
+
+    Args:
+        index: int32, the stratum, 0 to count - 1; broadcasts against `u`.
+        u: float32 in [0, 1).
+        count: number of strata.
+
+    Returns:
+        float32 in [0, 1). (In float32 the last stratum would otherwise round up to 1.)
+
+    Examples:
+        >>> in_stratum(jnp.int32(3), jnp.float32(0.5), 4).item()
+        0.875
+    """
+    return jnp.minimum((index.astype(jnp.float32) + u) / count, 1.0 - 2.0**-24)
 
 
 def time_grid(steps: int, *, spacing: Literal["uniform", "cosine"] = "uniform") -> jax.Array:
@@ -74,8 +93,8 @@ def time_grid(steps: int, *, spacing: Literal["uniform", "cosine"] = "uniform") 
         >>> time_grid(4).tolist()
         [1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: a sampler needs at least one step")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps={steps}: expected an integer, at least one step")
     index = jnp.arange(steps + 1, dtype=jnp.float32)
     if spacing == "uniform":
         return (steps - index) / steps

@@ -21,7 +21,7 @@ from mdm_jax.data.batches import Batches, evaluation_batches
 from mdm_jax.data.gpt2_files import Gpt2FilesTokenizer
 from mdm_jax.data.mask_ids import mask_id_for
 from mdm_jax.data.named_tokenizers import open_tokenizer
-from mdm_jax.data.packing import Packed, check_ids, pack
+from mdm_jax.data.packing import Packed, check_ids, evenly_spaced, pack
 from mdm_jax.data.sentencepiece_files import SentencePieceTokenizer
 from mdm_jax.data.sources import Documents, in_memory, python_documentation, split, text_files
 from mdm_jax.data.tiktoken_files import GPT2_PATTERN, TiktokenTokenizer
@@ -44,6 +44,7 @@ __all__ = [
     "bigram_cross_entropy",
     "check_ids",
     "evaluation_batches",
+    "evenly_spaced",
     "in_memory",
     "mask_id_for",
     "open_tokenizer",

@@ -106,6 +106,27 @@ def pack(documents: Documents, tokenizer: Tokenizer, length: int) -> Packed:
     )
 
 
+def evenly_spaced(packed: Packed, windows: int) -> Packed:
+    """Some of the windows, evenly spaced, with their share of the bytes; all if `windows` is 0.
+
+    Raises:
+        ValueError: if `windows` is negative.
+
+    Examples:
+        >>> from mdm_jax.data import ByteTokenizer, in_memory
+        >>> packed = pack(in_memory(["x" * 99]), ByteTokenizer(), length=10)
+        >>> evenly_spaced(packed, 4)
+        Packed(4 windows of 10, 40 tokens, 40 bytes)
+    """
+    if windows < 0:
+        raise ValueError(f"windows={windows}: expected a number of windows, or 0 for all")
+    if windows == 0 or windows >= len(packed):
+        return packed
+    index = np.linspace(0, len(packed) - 1, windows).round().astype(int)
+    tokens, where = packed.tokens[index], packed.where[index]
+    return Packed(tokens, where, bytes=round(where.sum() * packed.bytes_per_token))
+
+
 def check_ids(tokens: ArrayLike, vocab_size: int, mask_id: int | None = None) -> None:
     """Checks that data ids are ones a process can noise: below `vocab_size`, and never the mask.
 

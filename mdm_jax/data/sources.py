@@ -169,9 +169,9 @@ def split(
     counts = [sum(len(text) > 0 for _, text in side) for side in sides]
     if not all(counts):
         raise ValueError(
-            f"held_out={held_out} with seed={seed} splits {documents} into {counts[0]} for training"
+            f"held_out={held_out} splits {documents} into {counts[0]} for training"
             f" and {counts[1]} held out, and both sides need one: give more or smaller documents, "
-            "or change held_out or seed"
+            "or change held_out"
         )
     train, rest = (_documents(side, source="the split") for side in sides)
     return train, rest

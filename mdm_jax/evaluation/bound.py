@@ -12,6 +12,10 @@ from jax.experimental import multihost_utils
 
 from mdm_jax.objectives import Objective
 
+# Training step i folds i into the key of its seed. Evaluation folds this in first, so that its
+# noise is not the noise of training steps where the seeds are equal.
+_EVALUATION_FOLD = 2**32 - 2
+
 
 class BoundReport(NamedTuple):
     """A bound on the negative log-likelihood per token, and how sure it is.
@@ -74,7 +78,8 @@ def evaluate_bound(
     """
     if samples < 1:
         raise ValueError(f"samples={samples}: expected at least one noise draw per sequence")
-    key, nats, tokens = jax.random.key(seed), [], []
+    key = jax.random.fold_in(jax.random.key(seed), _EVALUATION_FOLD)
+    nats, tokens = [], []
     for index, batch in enumerate(batches):
         sums = _row_sums(
             params,

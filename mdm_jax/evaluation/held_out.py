@@ -118,26 +118,6 @@ def held_out_bound(
     return _summed(nats, errors, tokens, packed.bytes_per_token)
 
 
-def evenly_spaced(packed: data.Packed, windows: int) -> data.Packed:
-    """Some of the windows, evenly spaced, with their share of the bytes; all if `windows` is 0.
-
-    Raises:
-        ValueError: if `windows` is negative.
-
-    Examples:
-        >>> packed = data.pack(data.in_memory(["x" * 99]), data.ByteTokenizer(), length=10)
-        >>> evenly_spaced(packed, 4)
-        Packed(4 windows of 10, 40 tokens, 40 bytes)
-    """
-    if windows < 0:
-        raise ValueError(f"windows={windows}: expected a number of windows, or 0 for all")
-    if windows == 0 or windows >= len(packed):
-        return packed
-    index = np.linspace(0, len(packed) - 1, windows).round().astype(int)
-    tokens, where = packed.tokens[index], packed.where[index]
-    return data.Packed(tokens, where, bytes=round(where.sum() * packed.bytes_per_token))
-
-
 @partial(jax.jit, static_argnames=("process", "samples", "strata"))
 def _batch_bound(key, logits_fn, tokens, where, *, process, samples, strata):
     """Nats, their standard error due to noise, and scored tokens of each row: float32[B] each."""

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from mdm_jax.data import ByteTokenizer, Tokenizer
 from mdm_jax.evaluation.canvas import Canvas
+from mdm_jax.evaluation.records import read_records
 from mdm_jax.evaluation.samples import Samples, TextModel
 
 
@@ -52,42 +53,61 @@ def loss_curve(
     loss, held_out = _series(records, "loss"), _series(records, "eval_nats_per_token")
     if not len(loss) and not len(held_out):
         raise ValueError(f"{metrics} holds neither loss nor eval_nats_per_token: nothing to draw")
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    # Two panels: what training descends need not be a bound, so only the held-out bound compares
+    # with the levels.
+    panels = [bool(len(loss)), bool(len(held_out))]
+    figure = Figure(figsize=(7, 3.2 * sum(panels)), layout="constrained")
+    panes = iter(figure.subplots(sum(panels), 1, sharex=True, squeeze=False)[:, 0])
     if len(loss):
-        axes.plot(loss[:, 0], loss[:, 1], color="#9bb8d3", lw=0.8, label="training batches")
-        smooth = _moving_mean(loss[:, 1], max(1, len(loss) // 25))
-        axes.plot(loss[:, 0], smooth, color="#1f5f99", lw=1.6, label="training, moving mean")
+        _draw_training(next(panes), loss)
     if len(held_out):
-        errors = _series(records, "eval_standard_error")
-        bars = errors[:, 1] if len(errors) == len(held_out) else None
-        axes.errorbar(
-            *held_out.T, yerr=bars, fmt="o-", color="#c2410c", ms=4, capsize=2, label="held out"
-        )
-    for name, value in (levels or {}).items():
+        _draw_held_out(next(panes), held_out, _series(records, "eval_standard_error"), levels or {})
+    figure.axes[-1].set_xlabel("step")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _draw_training(axes: Any, loss: np.ndarray) -> None:
+    """The training loss of single batches, and its moving mean."""
+    axes.plot(loss[:, 0], loss[:, 1], color="#9bb8d3", lw=0.8, label="batches")
+    smooth = _moving_mean(loss[:, 1], max(1, len(loss) // 25))
+    axes.plot(loss[:, 0], smooth, color="#1f5f99", lw=1.6, label="moving mean")
+    # The first steps are far above all that matters later; robust limits show the rest.
+    low, high = loss[:, 1].min(), np.quantile(loss[:, 1], 0.97)
+    axes.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.2 * (high - low) + 1e-3)
+    _finish(axes, "training loss")
+
+
+def _draw_held_out(
+    axes: Any, held_out: np.ndarray, errors: np.ndarray, levels: Mapping[str, float]
+) -> None:
+    """The held-out bound with its standard errors, and the levels it compares with."""
+    bars = errors[:, 1] if len(errors) == len(held_out) else None
+    axes.errorbar(*held_out.T, yerr=bars, fmt="o-", color="#c2410c", ms=4, capsize=2, label="bound")
+    for name, value in levels.items():
         axes.axhline(value, color="#777777", lw=0.8, ls="--")
         axes.annotate(
             name,
-            (1, value),
+            (0, value),
             xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
+            xytext=(4, 2),
+            textcoords="offset points",
             fontsize=8,
             color="#555555",
         )
-    # The first steps are far above all that matters later; robust limits show the rest.
-    shown = np.concatenate([loss[:, 1], held_out[:, 1], list((levels or {}).values())])
-    low, high = shown.min(), np.quantile(shown, 0.98)
-    axes.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.1 * (high - low) + 1e-3)
-    axes.set_xlabel("step")
+    axes.margins(y=0.12)
+    _finish(axes, "held-out bound")
+
+
+def _finish(axes: Any, title: str) -> None:
+    """What all panels have in common."""
+    axes.set_title(title, fontsize=10, loc="left")
     axes.set_ylabel("nats per token")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=144)
-    return path
+    axes.legend(frameon=False, fontsize=8)
 
 
 def trajectory_html(
@@ -222,11 +242,7 @@ def _script_json(value: Any) -> str:
 
 
 def _records(path: Path) -> list[dict[str, float]]:
-    path = path / "metrics.jsonl" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"no metrics at {path}: expected the metrics.jsonl of a run")
-    lines = path.read_text().split("\n")[:-1]  # a last line cut short by a kill is no record
-    return [json.loads(line) for line in lines]
+    return read_records(path / "metrics.jsonl" if path.is_dir() else path)
 
 
 def _series(records: list[dict[str, float]], name: str) -> np.ndarray:

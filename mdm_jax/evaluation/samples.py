@@ -208,9 +208,8 @@ def readable(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
 class _Plan:
     """Everything static about a run: equal plans share compiled code."""
 
-    process: Process  # the canvas's process: for autoregressive models, one with a mask
+    process: Any  # a Process, the canvas's: for autoregressive models, one with a mask
     autoregressive: bool
-    eos_id: int
     sampler: str
     steps: int
     per_step: int
@@ -254,7 +253,6 @@ def _plan(
     plan = _Plan(
         process=process,
         autoregressive=model.process is None,
-        eos_id=eos_id,
         sampler=name,
         steps=steps,
         per_step=per_step,
@@ -269,9 +267,9 @@ def _run(key, logits_fn, tokens, keep, temperature, nucleus, *, plan: _Plan):
     """Samples as planned: (tokens [B, L], calls, frames [T + 1, B, L] or None, times)."""
     key_prior, key_times, key_steps = jax.random.split(key, 3)
     process = plan.process
-    denoiser = mdm.denoiser(_readable_by_model(logits_fn, plan))
+    denoiser = mdm.denoiser(_predictions(logits_fn, plan))
     if plan.autoregressive:
-        denoiser = mdm.shifted(denoiser)
+        denoiser = mdm.shifted(denoiser, process)
     denoiser = mdm.tempered(denoiser, temperature)
     if plan.truncate:
         denoiser = mdm.nucleus(denoiser, nucleus)
@@ -287,16 +285,13 @@ def _run(key, logits_fn, tokens, keep, temperature, nucleus, *, plan: _Plan):
     return out.tokens, out.calls, None, times
 
 
-def _readable_by_model(logits_fn: Any, plan: _Plan) -> Callable[[Tokens, Times], Logits]:
-    """The model's logits with -inf for what is never drawn; masks hidden from next-token models."""
+def _predictions(logits_fn: Any, plan: _Plan) -> Callable[[Tokens, Times], Logits]:
+    """The model's logits with -inf for what is never drawn, and a tick of the bar per call."""
     process = plan.process
 
     def logits(tokens: Tokens, t: Times) -> Logits:
         if plan.progress:
             jax.debug.callback(_tick)
-        if plan.autoregressive:
-            # It embeds no mask. Whatever stands to the right is not seen, so any id will do.
-            tokens = jnp.where(tokens == process.mask_id, plan.eos_id, tokens)
         return process.data_logits(logits_fn(tokens, t))
 
     return logits

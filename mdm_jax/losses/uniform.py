@@ -7,8 +7,8 @@ from mdm_jax.arrays import Logits, PerToken
 from mdm_jax.processes import Noised, Uniform
 from mdm_jax.processes.base import align
 
-# Keeps log(1 - alpha) finite at t = 0; 1 / this still fits a float32.
-_SMALLEST_NOISE = 1e-12
+# Keeps K alpha / (1 - alpha) and its inverse finite at both ends of time, in float32.
+_SMALLEST = 1e-12
 
 
 def uniform_elbo(logits: Logits, noised: Noised, process: Uniform) -> PerToken:
@@ -58,8 +58,9 @@ def uniform_elbo(logits: Logits, noised: Noised, process: Uniform) -> PerToken:
     z = jnp.where(where, noised.tokens, 0)
     x0 = jnp.where(where, noised.targets, 0)
     t = align(noised.t, noised.tokens)
-    noise = jnp.maximum(process.schedule.noise_rate(t), _SMALLEST_NOISE)
-    ratio = size * process.schedule.alpha(t) / noise
+    noise = jnp.maximum(process.schedule.noise_rate(t), _SMALLEST)
+    alpha = jnp.maximum(process.schedule.alpha(t), _SMALLEST)
+    ratio = size * alpha / noise
 
     log_p = jax.nn.log_softmax(logits, axis=-1)
     a_sum = jnp.sum(jnp.log1p(ratio[..., None] * jnp.exp(log_p)), axis=-1)
@@ -71,7 +72,7 @@ def uniform_elbo(logits: Logits, noised: Noised, process: Uniform) -> PerToken:
     flow = size / noise * jnp.expm1(b_z - a_z) + size * (a_z - b_z)
     relative = b_x0 - a_sum + ratio * (a_z - a_x0 - b_z + b_x0)
     # -alpha' / (K alpha): the weight over the ratio, finite at t = 0 where both are not.
-    scale = -process.schedule.alpha_prime(t) / (size * process.schedule.alpha(t))
+    scale = -process.schedule.alpha_prime(t) / (size * alpha)
     return jnp.where(where, scale * jnp.exp(-b_z) * (flow + relative), 0.0)
 
 

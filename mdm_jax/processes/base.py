@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from mdm_jax import draws
 from mdm_jax.arrays import Bool, Key, Logits, LogProbs, Times, Tokens
 from mdm_jax.schedules import Schedule
 
@@ -52,6 +53,8 @@ class Process:
         jax.tree_util.register_static(cls)
 
     def __post_init__(self):
+        if not isinstance(self.vocab_size, int):
+            raise TypeError(f"vocab_size={self.vocab_size!r}: expected an integer")
         if self.vocab_size < 2:
             raise ValueError(f"vocab_size={self.vocab_size}: expected at least 2 data ids")
         if not isinstance(self.schedule, Schedule):
@@ -109,11 +112,9 @@ class Process:
         check_tokens(tokens)
         t = check_times("t", t, tokens)
         where = jnp.ones_like(tokens, dtype=jnp.bool_) if where is None else where
-        if where.shape != tokens.shape:
-            raise ValueError(f"where has shape {where.shape}, tokens have {tokens.shape}")
-        self._check_data(tokens, where)
+        self.check_data(tokens, where)
         key_when, key_what = jax.random.split(key)
-        u = jax.random.uniform(key_when, tokens.shape, jnp.float32)
+        u = draws.uniform(key_when, tokens.shape)
         noised = where & (u < self.schedule.noise_rate(align(t, tokens)))
         noisy_tokens = jnp.where(noised, self.prior(key_what, tokens), tokens)
         return Noised(noisy_tokens, tokens, t, noised, where)
@@ -150,7 +151,23 @@ class Process:
             return jnp.pad(log_p, padding, constant_values=-jnp.inf)
         return log_p[..., : self.num_ids]
 
-    def _check_data(self, tokens: Tokens, where: Bool) -> None:
+    def check_data(self, tokens: Tokens, where: Bool) -> None:
+        """Checks clean tokens: their shape and dtype always, their values where they are known.
+
+        Args:
+            tokens: int32[*B, L].
+            where: bool[*B, L], the positions that must hold data ids.
+
+        Raises:
+            TypeError: if the dtypes are not integer and bool.
+            ValueError: if the shapes differ, if the dtype cannot hold the ids, or (outside
+                `jax.jit`) if a token in `where` is no data id.
+        """
+        self._check_dtype(tokens)
+        if where.shape != tokens.shape:
+            raise ValueError(f"where has shape {where.shape}, tokens have {tokens.shape}")
+        if where.dtype != jnp.bool_:
+            raise TypeError(f"where has dtype {where.dtype}: expected bool")
         if isinstance(tokens, Tracer) or isinstance(where, Tracer):
             return
         ids = np.asarray(tokens)
@@ -161,6 +178,15 @@ class Process:
                 f"token {int(ids[position])} at position {position} is no data id of {self}: data "
                 f"ids lie in [0, {self.vocab_size}) and differ from the mask id. Re-tokenize, or "
                 "leave the position out with `where`."
+            )
+
+    def _check_dtype(self, tokens: Tokens) -> None:
+        """Refuses dtypes into which the noise would wrap around to some other id."""
+        check_tokens(tokens)
+        if jnp.iinfo(tokens.dtype).max < self.num_ids - 1:
+            raise ValueError(
+                f"tokens have dtype {tokens.dtype}, which cannot hold all {self.num_ids} ids of "
+                f"{self}: cast them with tokens.astype(jnp.int32)"
             )
 
     def _is_data(self, ids: np.ndarray) -> np.ndarray:

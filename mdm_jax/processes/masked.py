@@ -63,6 +63,7 @@ class Masked(Process):
     def prior(self, key: Key, like: Tokens) -> Tokens:
         """Returns all masks, int32[*B, L], shaped and sharded like `like` (`key` is not used)."""
         del key
+        self._check_dtype(like)
         return jnp.full_like(like, self.mask_id)
 
     def posterior(self, logits: Logits, tokens: Tokens, t: Times, s: Times) -> LogProbs:
@@ -102,7 +103,7 @@ class Masked(Process):
     ) -> Tokens:
         """Draws x_s from `posterior`, int32[*B, L]: first which masks lift, then their tokens."""
         key_when, key_what = jax.random.split(key)
-        u = jax.random.uniform(key_when, tokens.shape, jnp.float32)
+        u = draws.uniform(key_when, tokens.shape)
         lifted = self.is_masked(tokens) & (u < self._unmask_rate(tokens, t, s))
         drawn = draws.categorical(key_what, self.data_logits(logits)).astype(tokens.dtype)
         return jnp.where(lifted, drawn, tokens)

@@ -26,6 +26,7 @@ class Uniform(Process):
 
     def prior(self, key: Key, like: Tokens) -> Tokens:
         """Draws uniform ids, int32[*B, L], shaped and sharded like `like`."""
+        self._check_dtype(like)
         noise = jax.random.randint(key, like.shape, 0, self.vocab_size, dtype=like.dtype)
         # Adding zeros made from `like` gives the noise its sharding and varying axes.
         return jnp.zeros_like(like) + noise
@@ -78,7 +79,7 @@ class Uniform(Process):
         """
         key_when, key_model, key_uniform = jax.random.split(key, 3)
         stay, model, uniform = self._mixture(self.log_probs(logits), tokens, t, s)
-        u = jax.random.uniform(key_when, tokens.shape, jnp.float32) * (stay + model + uniform)
+        u = draws.uniform(key_when, tokens.shape) * (stay + model + uniform)
         drawn = draws.categorical(key_model, self.data_logits(logits)).astype(tokens.dtype)
         noise = self.prior(key_uniform, tokens)
         return jnp.where(u < model, drawn, jnp.where(u < model + uniform, noise, tokens))

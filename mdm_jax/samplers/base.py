@@ -15,6 +15,7 @@ class Sampler(NamedTuple):
         init: ``tokens -> state``; only what must be carried from step to step.
         step: ``(key, logits, tokens, state, t, s, **extra) -> (tokens, state)``; moves x_t to
             x_s. `t` and `s` are float32 scalars, or float32[*B] for rows with clocks of their own.
+            `extra` holds ``keep``, bool[*B, L] or None: positions that will be put back.
 
     Examples:
         >>> import jax, jax.numpy as jnp, mdm_jax as mdm

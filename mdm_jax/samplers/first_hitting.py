@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mdm_jax.arrays import Key, Times, Tokens
+from mdm_jax.arrays import Bool, Key, Times, Tokens
 from mdm_jax.processes import Masked
 from mdm_jax.samplers.base import Sampler
 from mdm_jax.samplers.positions import fill_best
@@ -61,7 +61,9 @@ def first_hitting(process: Masked, per_step: int = 1) -> Sampler:
     return fill_best(process, random_order, per_step)
 
 
-def hitting_times(key: Key, process: Masked, tokens: Tokens, steps: int) -> Times:
+def hitting_times(
+    key: Key, process: Masked, tokens: Tokens, steps: int, *, keep: Bool | None = None
+) -> Times:
     """Draws the random times at which masks lift, one decreasing sequence per row.
 
     With n masks left at time t, the next one lifts at the s with
@@ -73,6 +75,7 @@ def hitting_times(key: Key, process: Masked, tokens: Tokens, steps: int) -> Time
         process: the masked process.
         tokens: int32[*B, L], the canvas to start from; its masks are counted per row.
         steps: number of steps; rows with fewer masks sit at time 0 once they are done.
+        keep: bool[*B, L], positions that will not change; masks there are not counted.
 
     Returns:
         float32[steps + 1, *B], decreasing to 0. Entry i is the time fed to the model at step i,
@@ -90,13 +93,16 @@ def hitting_times(key: Key, process: Masked, tokens: Tokens, steps: int) -> Time
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1")
-    masks = jnp.sum(process.is_masked(tokens), axis=-1)
+    open_masks = process.is_masked(tokens)
+    masks = jnp.sum(open_masks if keep is None else open_masks & ~keep, axis=-1)
     batch = masks.shape
     left = masks[None] - jnp.arange(steps).reshape((steps,) + (1,) * len(batch))
-    u = jax.random.uniform(key, (steps, *batch), jnp.float32, minval=jnp.finfo(jnp.float32).tiny)
-    log_factor = jnp.log(u) / jnp.maximum(left, 1).astype(jnp.float32)
+    # -log u is exponential. Adding zeros made from the counts places the draws like the tokens.
+    waiting = jax.random.exponential(key, (steps, *batch), jnp.float32)
+    waiting = waiting + jnp.zeros_like(left, dtype=jnp.float32)
+    log_factor = -waiting / jnp.maximum(left, 1).astype(jnp.float32)
     start = process.schedule.noise_rate(jnp.float32(1.0))
     noise = start * jnp.exp(jnp.cumsum(log_factor, axis=0))
-    times = process.schedule.inverse(1.0 - noise)
+    times = process.schedule.inverse_noise_rate(noise)
     times = jnp.where(left > 0, jnp.clip(times, 0.0, 1.0), 0.0)
-    return jnp.concatenate([times, jnp.zeros((1, *batch), jnp.float32)], axis=0)
+    return jnp.concatenate([times, jnp.zeros_like(times[:1])], axis=0)

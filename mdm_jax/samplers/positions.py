@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mdm_jax import draws
-from mdm_jax.arrays import Key, Logits, Tokens, last_axis_index
+from mdm_jax.arrays import Bool, Key, Logits, Tokens, last_axis_index
 from mdm_jax.processes import Masked
 from mdm_jax.processes.base import align
 from mdm_jax.samplers.base import Sampler
@@ -31,16 +31,19 @@ def fill_best(process: Masked, score: Score, per_step: int) -> Sampler:
     """
 
     def step(key, logits, tokens, state, t, s, **extra):
-        del t, extra
+        del t
+        open_masks = process.is_masked(tokens)
+        if extra.get("keep") is not None:  # a mask that is kept is none of the sampler's business
+            open_masks = open_masks & ~extra["keep"]
         key_where, key_what, key_rest = jax.random.split(key, 3)
-        scores = jnp.where(process.is_masked(tokens), score(key_where, tokens), -1.0)
+        scores = jnp.where(open_masks, score(key_where, tokens), -1.0)
         chosen = _top_positions(scores, per_step)
-        filled = _fill(key_what, process, logits, tokens, chosen)
+        filled, written = _fill(key_what, process, logits, tokens, chosen, open_masks)
         last = jnp.asarray(s) <= 0
-        unfinished = jnp.any(process.is_masked(filled)) & jnp.any(last)
+        rest = open_masks & ~written & align(last, tokens)
         finished = jax.lax.cond(
-            unfinished,
-            lambda filled: _fill_all(key_rest, process, logits, filled, align(last, tokens)),
+            jnp.any(rest),
+            lambda filled: _fill_all(key_rest, process, logits, filled, rest),
             lambda filled: filled,
             filled,
         )
@@ -56,19 +59,27 @@ def _top_positions(scores: jax.Array, count: int) -> jax.Array:
     return jax.lax.top_k(scores, min(count, scores.shape[-1]))[1].astype(jnp.int32)
 
 
-def _fill(key: Key, process: Masked, logits: Logits, tokens: Tokens, chosen: jax.Array) -> Tokens:
-    """Draws tokens at the chosen positions that are masked; only their logits are read."""
-    masked = jnp.take_along_axis(tokens, chosen, axis=-1) == process.mask_id
+def _fill(
+    key: Key,
+    process: Masked,
+    logits: Logits,
+    tokens: Tokens,
+    chosen: jax.Array,
+    open_masks: Bool,
+) -> tuple[Tokens, Bool]:
+    """Draws tokens at the chosen open positions, reading only their logits; says where it wrote."""
+    masked = jnp.take_along_axis(open_masks, chosen, axis=-1)
     rows = jnp.take_along_axis(logits, chosen[..., None], axis=-2)
     drawn = draws.categorical(key, process.data_logits(rows)).astype(tokens.dtype)
     # Written by comparison rather than by scatter, which partitions on any mesh.
     places = last_axis_index(tokens.shape[-1], tokens.ndim + 1)
     hit = (chosen[..., None] == places) & masked[..., None]
     written = jnp.sum(jnp.where(hit, drawn[..., None], 0), axis=-2, dtype=tokens.dtype)
-    return jnp.where(jnp.any(hit, axis=-2), written, tokens)
+    where = jnp.any(hit, axis=-2)
+    return jnp.where(where, written, tokens), where
 
 
-def _fill_all(key: Key, process: Masked, logits: Logits, tokens: Tokens, rows: jax.Array) -> Tokens:
-    """Draws every masked position of the given rows at once."""
+def _fill_all(key: Key, process: Masked, logits: Logits, tokens: Tokens, where: Bool) -> Tokens:
+    """Draws all the given positions at once."""
     drawn = draws.categorical(key, process.data_logits(logits)).astype(tokens.dtype)
-    return jnp.where(process.is_masked(tokens) & rows, drawn, tokens)
+    return jnp.where(where, drawn, tokens)

@@ -21,29 +21,10 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from mdm_jax.train.continuing import Config, ConfigMismatchError, check_config, local_path, plain
 from mdm_jax.train.state import Params, TrainState
 
 logger = logging.getLogger(__name__)
-
-Config = Mapping[str, Any]  # nested, JSON-serializable
-
-# Fields a resumed run may change: they alter how the run is carried out, not what it computes.
-# (A decaying learning rate takes the new `train.steps` from the resumed step on.)
-FREE_FIELDS = (
-    "train.accumulate",
-    "train.checkpoint_every",
-    "train.eval_every",
-    "train.log_every",
-    "model.remat",
-    "model.unroll",
-    "checkpoint.",
-    "evaluation.",
-    "mesh.",
-)
-
-
-class ConfigMismatchError(ValueError):
-    """A checkpoint belongs to a run with another config."""
 
 
 class Checkpoints:
@@ -57,6 +38,7 @@ class Checkpoints:
             be donated right after.
 
     Raises:
+        ValueError: if the directory is a URL, or a number is out of range.
         OSError: if the directory cannot be created or written to.
 
     Examples:
@@ -83,7 +65,7 @@ class Checkpoints:
                 f"expected checkpoint.keep >= 1 and checkpoint.keep_every >= 0, got {keep} and "
                 f"{keep_every}"
             )
-        self.directory = Path(directory).absolute()
+        self.directory = local_path(directory)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every or None,
@@ -134,7 +116,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(_plain(config))
+            state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(plain(config))
         )
         with _WriteErrors(self):
             self._manager.save(step, args=items, force=True)
@@ -242,40 +224,6 @@ class _WriteErrors:
         ) from None
 
 
-def check_config(saved: Config, current: Config) -> None:
-    """Checks that a checkpoint's config may be continued with the current one.
-
-    Free to change: the mesh, micro-batches and rematerialization (the same sums in another order),
-    cadences, evaluation, retention, and `train.steps` if it grows.
-
-    Args:
-        saved: the checkpoint's config.
-        current: the run's config.
-
-    Raises:
-        ConfigMismatchError: a ValueError, naming every other field that differs.
-
-    Examples:
-        >>> check_config({"seed": 0, "mesh": {"data": 8}}, {"seed": 0, "mesh": {"data": 1}})
-        >>> check_config({"seed": 0}, {"seed": 1})
-        Traceback (most recent call last):
-            ...
-        mdm_jax.train.checkpoints.ConfigMismatchError: ... another config: seed is 1, was 0. ...
-    """
-    old, new = _flat(_plain(saved)), _flat(_plain(current))
-    differing = []
-    for name in sorted(old.keys() | new.keys()):
-        before, now = old.get(name, "absent"), new.get(name, "absent")
-        longer = name == "train.steps" and before != "absent" != now and now >= before
-        if before != now and not longer and not name.startswith(FREE_FIELDS):
-            differing.append(f"{name} is {now!r}, was {before!r}")
-    if differing:
-        raise ConfigMismatchError(
-            f"the checkpoint was written with another config: {', '.join(differing)}. Restore the "
-            "old values to resume it, or choose another --workdir to start a new run"
-        )
-
-
 def save_params(
     path: str | Path, params: Params, config: Config, *, overwrite: bool = False
 ) -> None:
@@ -288,7 +236,7 @@ def save_params(
         overwrite: whether to replace parameters that are already there.
 
     Raises:
-        ValueError: if there are parameters at `path` and `overwrite` is False.
+        ValueError: if there are parameters at `path` and `overwrite` is False, or it is a URL.
 
     Examples:
         >>> import tempfile, jax.numpy as jnp
@@ -297,14 +245,14 @@ def save_params(
         >>> load_params(path)
         ({'w': Array([0., 1.], dtype=float32)}, {'size': 'tiny'})
     """
-    path = Path(path).absolute()
+    path = local_path(path)
     # Few bytes in flight, and no snapshot to go on training from: what memory allows is a model.
     largest = max((x.nbytes for x in jax.tree.leaves(params)), default=0)
     handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1 + largest // 10**9)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(path / "params", args=ocp.args.PyTreeSave(params), force=overwrite)
     if jax.process_index() == 0:
-        (path / "config.json").write_text(json.dumps(_plain(config), indent=2) + "\n")
+        (path / "config.json").write_text(json.dumps(plain(config), indent=2) + "\n")
 
 
 def load_params(path: str | Path) -> tuple[Params, dict[str, Any]]:
@@ -318,34 +266,82 @@ def load_params(path: str | Path) -> tuple[Params, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if there is no such directory.
+        ValueError: if its config.json is damaged, or `path` is a URL.
+        OSError: if the parameters are damaged.
     """
-    path = Path(path).absolute()
+    path = local_path(path)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"no parameters at {path}: expected what save_params writes")
-    config = json.loads((path / "config.json").read_text())
+    config = _read_config(path / "config.json")
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-            checkpointer.metadata(path / "params").item_metadata.tree,
+        try:
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+                checkpointer.metadata(path / "params").item_metadata.tree,
+            )
+            return checkpointer.restore(path / "params", abstract), config
+        except Exception as error:  # whatever a damaged file makes its reader raise
+            raise OSError(
+                f"the parameters in {path / 'params'} are damaged or incomplete "
+                f"({_first_line(error)}): export or copy them again"
+            ) from error
+
+
+def load_checkpoint_params(checkpoint: Path) -> tuple[Params, dict[str, Any]]:
+    """Reads the parameters to sample with out of one checkpoint, and nothing else of it.
+
+    Args:
+        checkpoint: the folder of one step, ``checkpoints/<step>``. Its run may be in progress.
+
+    Returns:
+        (params, config): the averaged parameters if there are any, on the default device; and what
+        `Checkpoints.save` was given.
+
+    Raises:
+        OSError: if the checkpoint is damaged.
+    """
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    # The handler and not a Checkpoints: opening one of those tidies up after dead runs, and this
+    # run may be alive.
+    handler = ocp.PyTreeCheckpointHandler()
+    state: Any = checkpoint / "state"  # typed as Orbax's own kind of path, of which this is one
+    try:
+        config = _read_config(checkpoint / "config" / "metadata")
+        saved = handler.metadata(state).tree
+        name = "ema" if saved.get("ema") else "params"
+        wanted = {
+            name: jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved[name]
+            )
+        }
+        restored = handler.restore(
+            state,
+            args=ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=True,
+            ),
         )
-        return checkpointer.restore(path / "params", abstract), config
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise OSError(
+            f"checkpoint {checkpoint} cannot be read ({_first_line(error)}): name another one, "
+            f"{checkpoint.parent}/<step>"
+        ) from error
+    finally:
+        handler.close()
+    return restored[name], config
 
 
-def _plain(config: Config) -> dict[str, Any]:
-    """The config as JSON gives it back: tuples are lists, numbers are Python's."""
-    return json.loads(json.dumps(dict(config)))
-
-
-def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+def _read_config(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; ValueError naming the file if it is none."""
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:  # of decoding, too
+        raise ValueError(f"{file} is damaged: it is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is damaged: expected a mapping of fields, got {config!r:.60}")
+    return config
 
 
 def _first_line(error: BaseException) -> str:

@@ -79,18 +79,13 @@ class Experiment:
         digest = hashlib.sha256()
         for packed in (self.train_data, self.held_out):
             digest.update(repr(packed.tokens.shape).encode())
-            digest.update(packed.tokens.tobytes() + packed.where.tobytes())
+            for array in (packed.tokens, packed.where):  # hashed in place: it may be all the memory
+                digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
         return digest.hexdigest()[:16]
 
     def evaluation_data(self) -> data.Packed:
         """Returns ``evaluation.max_windows`` held-out windows, evenly spaced; all if that is 0."""
-        windows, limit = len(self.held_out), self.config["evaluation"]["max_windows"]
-        if limit <= 0 or limit >= windows:
-            return self.held_out
-        index = np.linspace(0, windows - 1, limit).round().astype(int)
-        return dataclasses.replace(
-            self.held_out, tokens=self.held_out.tokens[index], where=self.held_out.where[index]
-        )
+        return data.evenly_spaced(self.held_out, self.config["evaluation"]["max_windows"])
 
 
 def build(config: Mapping[str, Any], *, documents: data.Documents | None = None) -> Experiment:
@@ -106,21 +101,21 @@ def build(config: Mapping[str, Any], *, documents: data.Documents | None = None)
         FileNotFoundError: if there is no text at ``data.path``.
 
     Examples:
-        >>> from configs.quickstart import get_config
-        >>> config = get_config()
-        >>> config.data.source = "in_memory"
-        >>> texts = data.in_memory([f"document {i}: " + "text " * 50 for i in range(50)])
-        >>> experiment = build(config, documents=texts)
-        >>> experiment.process
-        Masked(vocab_size=256, schedule=LogLinear(eps=0.001), mask_id=256)
-        >>> jax.eval_shape(experiment.create_state).params["embedding"].shape
-        (257, 128)
+        With the config of ``configs/quickstart.py``::
+
+            experiment = build(get_config())
+            experiment.process  # Masked(vocab_size=256, schedule=LogLinear(eps=0.001), ...)
+
+        >>> build({"seed": 0, "sede": 1})
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown field config.sede: the fields of config are seed, model, ...
     """
     config = checked(config)
-    tokenizer = _tokenizer(config["data"]["tokenizer"])
-    process, objective = _family(config, tokenizer.vocab_size)
+    tokenizer = make_tokenizer(config["data"]["tokenizer"])
+    process, objective = make_family(config, tokenizer.vocab_size)
     num_ids = tokenizer.vocab_size if process is None else process.num_ids
-    model = DiT(_model_config(config["model"], num_ids))
+    model = DiT(make_model_config(config["model"], num_ids))
     length = config["data"]["length"]
     texts = _documents(config["data"], documents)
     train_texts, held_out_texts = data.split(texts, config["data"]["held_out"])
@@ -149,13 +144,15 @@ def build(config: Mapping[str, Any], *, documents: data.Documents | None = None)
         optimizer=adamw(config["optimizer"], rate),
         learning_rate=rate,
         tokenizer=tokenizer,
-        train_data=data.pack(train_texts, tokenizer, length),
-        held_out=data.pack(held_out_texts, tokenizer, length),
+        train_data=_packed("training", train_texts, tokenizer, length),
+        held_out=_packed("held-out", held_out_texts, tokenizer, length),
         constant=0.0 if process is None else float(mdm.constant_terms(process)),
     )
 
 
-def _family(config: Mapping[str, Any], vocab_size: int) -> tuple[mdm.Process | None, mdm.Objective]:
+def make_family(
+    config: Mapping[str, Any], vocab_size: int
+) -> tuple[mdm.Process | None, mdm.Objective]:
     """The process and the objective of ``objective.name``."""
     name, weighting = config["objective"]["name"], config["objective"]["weighting"]
     conditioned, causal = config["model"]["time_conditioning"], config["model"]["causal"]
@@ -173,6 +170,13 @@ def _family(config: Mapping[str, Any], vocab_size: int) -> tuple[mdm.Process | N
             )
         return None, mdm.autoregressive_objective()
     schedule = _choose("schedule.name", config["schedule"]["name"], SCHEDULES)(config["schedule"])
+    if conditioned and not np.isfinite(schedule.sigma(jnp.float32(1.0))):
+        raise ValueError(
+            f"schedule.name={config['schedule']['name']!r} with model.time_conditioning=True: the "
+            "model is told sigma(t) = -log alpha(t), which is infinite at t = 1, where sampling "
+            "starts. Choose a schedule that keeps a share of the tokens there (log_linear), or set "
+            "model.time_conditioning=False (mdlm)"
+        )
     if name == "mdlm":
         masked = mdm.Masked(vocab_size, schedule)
         return masked, mdm.masked_objective(masked, weighting, time_conditioning=conditioned)
@@ -185,7 +189,7 @@ def _family(config: Mapping[str, Any], vocab_size: int) -> tuple[mdm.Process | N
     return uniform, mdm.uniform_objective(uniform)
 
 
-def _model_config(section: Mapping[str, Any], num_ids: int) -> DiTConfig:
+def make_model_config(section: Mapping[str, Any], num_ids: int) -> DiTConfig:
     """The ``model`` section; numbers that are 0 come from the size."""
     sized = ("width", "layers", "heads", "cond_dim")
     overrides = {k: v for k, v in section.items() if k != "size" and (v != 0 or k not in sized)}
@@ -211,7 +215,19 @@ def _documents(section: Mapping[str, Any], given: data.Documents | None) -> data
     return data.text_files(path) if source == "text_files" else data.python_documentation()
 
 
-def _tokenizer(name: str) -> data.Tokenizer:
+def _packed(
+    side: str, documents: data.Documents, tokenizer: data.Tokenizer, length: int
+) -> data.Packed:
+    """The windows of one side of the split, which errors name."""
+    try:
+        return data.pack(documents, tokenizer, length)
+    except ValueError as error:
+        raise ValueError(
+            f"{side} side of the split: {error} (data.length, data.held_out)"
+        ) from error
+
+
+def make_tokenizer(name: str) -> data.Tokenizer:
     """The tokenizer of ``data.tokenizer``, see `data.open_tokenizer`."""
     try:
         return data.open_tokenizer(name)

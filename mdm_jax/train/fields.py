@@ -4,6 +4,7 @@ A config is a nested mapping (an ml_collections ConfigDict, or plain dicts) of s
 Every field is present in every config: nothing is filled in behind the user's back.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,7 +65,7 @@ FIELDS: dict[str, Any] = {
     "mesh": {"data": int, "fsdp": int, "tensor": int},
 }
 
-_POSITIVE = (
+_AT_LEAST_ONE = (
     "data.length",
     "train.steps",
     "train.batch_size",
@@ -74,7 +75,9 @@ _POSITIVE = (
     "train.checkpoint_every",
     "evaluation.batch_size",
     "evaluation.times",
+    "checkpoint.keep",
 )
+_AT_LEAST_ZERO = ("evaluation.max_windows", "checkpoint.keep_every", "optimizer.clip")
 
 
 def checked(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
         config: a ConfigDict or nested mapping.
 
     Raises:
-        ValueError: if a field is unknown, missing, of another type, or a count is not positive.
+        ValueError: if a field is unknown, missing, of another type, not finite, or out of range.
 
     Examples:
         >>> checked({"seed": 0, "sede": 1})
@@ -93,10 +96,13 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: unknown field config.sede: the fields of config are seed, model, ...
     """
     plain = _checked(config, FIELDS, "")
-    for name in _POSITIVE:
-        section, field = name.split(".")
-        if plain[section][field] < 1:
-            raise ValueError(f"config.{name} must be at least 1, got {plain[section][field]}")
+    for least, names in ((1, _AT_LEAST_ONE), (0, _AT_LEAST_ZERO)):
+        for name in names:
+            section, field = name.split(".")
+            if plain[section][field] < least:
+                raise ValueError(
+                    f"config.{name} must be at least {least}, got {plain[section][field]}"
+                )
     if not 0 <= plain["seed"] < 2**32:
         raise ValueError(f"config.seed must lie from 0 to 2**32 - 1, got {plain['seed']}")
     if not 0 <= plain["ema"]["decay"] < 1:
@@ -132,6 +138,8 @@ def _checked(config: Mapping[str, Any], fields: Mapping[str, Any], prefix: str) 
             value = float(value)
         if type(value) is not kind:
             raise ValueError(f"config.{path} must be of type {kind.__name__}, got {value!r}")
+        if kind is float and not math.isfinite(value):
+            raise ValueError(f"config.{path} must be a finite number, got {value!r}")
         plain[name] = value
     return plain
 

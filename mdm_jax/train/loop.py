@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from mdm_jax import data
 from mdm_jax.evaluation.bound import bits_per_byte, evaluate_bound
 from mdm_jax.models.configs import parameter_count
 from mdm_jax.train.checkpoints import Checkpoints, save_params
+from mdm_jax.train.continuing import local_path
 from mdm_jax.train.experiment import Experiment, build
 from mdm_jax.train.interruption import Interrupted, StopRequest
 from mdm_jax.train.meshes import (
@@ -26,6 +28,7 @@ from mdm_jax.train.meshes import (
     batch_sharding,
     batch_ways,
     make_mesh,
+    read_rows,
     state_shardings,
     to_global,
 )
@@ -73,13 +76,14 @@ def train(
 
     Raises:
         ValueError: if the config does not make sense, does not fit the devices, or is not the
-            config of the checkpoints in `workdir`.
+            config of the checkpoints in `workdir`; or if `workdir` is a URL.
         OSError: if `workdir` cannot be written to, or its disk is full.
         DivergedError: if a step's loss or gradient is not finite.
         Interrupted: on SIGTERM or SIGINT, after saving.
     """
+    workdir = local_path(workdir)  # before a long look at the text
     experiment = build(config, documents=documents)
-    settings, workdir = experiment.config["train"], Path(workdir)
+    settings = experiment.config["train"]
     mesh = make_mesh(experiment.config["mesh"])
     _check_batches(experiment, mesh)
     record = experiment.config | {"data_fingerprint": experiment.data_fingerprint()}
@@ -102,16 +106,11 @@ def train(
         )
         request = stack.enter_context(StopRequest())
         step_fn = _compiled_step(experiment, mesh, shardings)
-        batches = data.Batches(
-            experiment.train_data,
-            settings["batch_size"],
-            experiment.config["seed"],
-            jax.process_index(),
-            jax.process_count(),
-        )
+        rows = settings["batch_size"]
+        batches = data.Batches(experiment.train_data, rows, experiment.config["seed"])
         evaluation = {}
         for step in range(start, settings["steps"]):
-            state, metrics = step_fn(state, to_global(batches(step), mesh))
+            state, metrics = step_fn(state, read_rows(partial(batches.rows, step), rows, mesh))
             reporter.submit(step, metrics)
             done = step + 1
             last = done == settings["steps"]
@@ -127,7 +126,7 @@ def train(
                 checkpoints.wait()
                 raise Interrupted(request.signum or signal.SIGTERM, done)
         checkpoints.wait()
-        save_params(workdir / "params", state.eval_params, experiment.config, overwrite=True)
+        save_params(workdir / "params", state.eval_params, record, overwrite=True)
         return Result(state, evaluation or _evaluate(experiment, state, mesh), experiment)
 
 
@@ -186,12 +185,7 @@ def _evaluate(experiment: Experiment, state: TrainState, mesh: Mesh) -> dict[str
         experiment.apply,
         state.eval_params,
         experiment.objective,
-        data.evaluation_batches(
-            experiment.evaluation_data(),
-            settings["batch_size"],
-            jax.process_index(),
-            jax.process_count(),
-        ),
+        data.evaluation_batches(experiment.evaluation_data(), settings["batch_size"]),
         seed=EVALUATION_SEED,
         samples=settings["times"],
         constant=experiment.constant,

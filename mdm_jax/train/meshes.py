@@ -7,7 +7,7 @@ their paths. The compiler inserts the collectives.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -174,21 +174,81 @@ def batch_ways(mesh: Mesh) -> int:
     return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
 
 
-def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Joins each process's rows of a batch into global arrays, sharded by `batch_sharding`.
+def row_ranges(
+    sharding: NamedSharding, batch_size: int, devices: Iterable[jax.Device]
+) -> list[tuple[int, int]]:
+    """Returns the rows [start, stop) of a batch that the given devices hold, each range once.
+
+    Devices that differ in a model axis ("tensor") alone hold the same rows, so the processes of a
+    mesh whose model axis spans them need overlapping rows, or all of them the same.
 
     Args:
-        batch: this process's rows, [B / processes, ...] each.
+        sharding: from `batch_sharding`.
+        batch_size: rows of the global batch.
+        devices: for instance those of one process.
+
+    Raises:
+        ValueError: if the rows do not divide; check before with `step.check_batch`.
+
+    Examples:
+        >>> row_ranges(batch_sharding(make_mesh()), 2 * jax.device_count(), jax.devices()[:1])
+        [(0, 2)]
+    """
+    if batch_size % batch_ways(sharding.mesh):
+        raise ValueError(
+            f"{batch_size} rows do not divide over the {batch_ways(sharding.mesh)} slices of mesh "
+            f"{dict(sharding.mesh.shape)}: use a multiple"
+        )
+    slices = sharding.devices_indices_map((batch_size,))
+    return sorted({slices[device][0].indices(batch_size)[:2] for device in devices})
+
+
+def read_rows(
+    read: Callable[[int, int], Mapping[str, np.ndarray]], batch_size: int, mesh: Mesh
+) -> dict[str, jax.Array]:
+    """Joins the rows that each process reads into global arrays, sharded by `batch_sharding`.
+
+    Args:
+        read: ``read(start, stop)`` gives rows [start, stop) of the batch, [stop - start, ...] each.
+            It is asked for what this process's devices hold, and must not depend on the process.
+        batch_size: rows of the global batch.
         mesh: from `make_mesh`.
 
     Raises:
-        ValueError: from JAX, if the rows do not divide; check before with `step.check_batch`.
+        ValueError: if the rows do not divide; check before with `step.check_batch`.
+
+    Examples:
+        >>> rows = np.arange(2 * jax.device_count())
+        >>> batch = read_rows(lambda start, stop: {"x": rows[start:stop]}, len(rows), make_mesh())
+        >>> bool((batch["x"] == rows).all())
+        True
+    """
+    sharding = batch_sharding(mesh)
+    devices = [device for device in mesh.devices.flat if device in sharding.addressable_devices]
+    parts = {part: read(*part) for part in row_ranges(sharding, batch_size, devices)}
+    one = next(iter(parts.values()))
+
+    def joined(name: str) -> jax.Array:
+        take = lambda index: parts[index[0].indices(batch_size)[:2]][name]
+        shape = (batch_size, *one[name].shape[1:])
+        return jax.make_array_from_callback(shape, sharding, take)
+
+    return {name: joined(name) for name in one}
+
+
+def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Places a batch that every process holds whole, sharded by `batch_sharding`.
+
+    Args:
+        batch: all rows, [B, ...] each, the same on every process.
+        mesh: from `make_mesh`.
+
+    Raises:
+        ValueError: if the rows do not divide; check before with `step.check_batch`.
 
     Examples:
         >>> to_global({"tokens": np.zeros((8, 3), np.int32)}, make_mesh())["tokens"].shape
         (8, 3)
     """
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }
+    rows = len(next(iter(batch.values())))
+    return read_rows(lambda start, stop: {k: x[start:stop] for k, x in batch.items()}, rows, mesh)

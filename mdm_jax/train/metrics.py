@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
+from mdm_jax.evaluation.records import read_records
 from mdm_jax.train.step import Metrics
 
 logger = logging.getLogger(__name__)
@@ -100,17 +101,14 @@ class MetricsWriter:
 def read_metrics(directory: str | Path) -> list[dict[str, float]]:
     """Returns the records of a run, in the order written; none if there is no file.
 
-    A last line without its end, left by a killed process, is not a record.
+    Lines that are no record are left out, see `mdm_jax.evaluation.records.read_records`.
 
     Examples:
         >>> read_metrics("no/such/run")
         []
     """
     path = Path(directory) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    return read_records(path) if path.exists() else []
 
 
 def progress_bar(start: int, steps: int) -> tqdm:

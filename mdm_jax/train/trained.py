@@ -1,11 +1,9 @@
 """Reading a trained model back: from an exported folder, a run, or one checkpoint of it."""
 
-import json
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import orbax.checkpoint as ocp
 from jax.tree_util import Partial
 
 from mdm_jax.data import Tokenizer
@@ -14,11 +12,14 @@ from mdm_jax.models.adapters import linen
 from mdm_jax.models.convert.files import INDICES, SUFFIXES, WEIGHTS
 from mdm_jax.models.dit import DiT
 from mdm_jax.processes import Process
-from mdm_jax.train import experiment
-from mdm_jax.train.checkpoints import load_params
+from mdm_jax.train.checkpoints import load_checkpoint_params, load_params
+from mdm_jax.train.continuing import local_path
+from mdm_jax.train.experiment import make_family, make_model_config, make_tokenizer
 from mdm_jax.train.fields import checked
 from mdm_jax.train.published import is_converted, published_model
 from mdm_jax.train.state import Params
+
+logger = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
@@ -30,12 +31,14 @@ class Trained(NamedTuple):
         params: its parameters, the averaged ones if there are any.
         config: what it was trained with.
         origin: the folder it was read from.
+        data_fingerprint: of the text it was trained on; "" if not recorded.
     """
 
     text_model: TextModel
     params: Params
     config: dict[str, Any]
     origin: Path
+    data_fingerprint: str
 
 
 def load_trained(
@@ -44,19 +47,21 @@ def load_trained(
     """Reads a model: no text, optimizer or training state is needed or loaded.
 
     Args:
-        path: a folder of `save_params`; a run (``--workdir``), which means its newest checkpoint;
-            or one checkpoint, ``workdir/checkpoints/<step>``. A run in progress may be read.
-            Or a published checkpoint, as in `mdm_jax.models.load`, whose `config` then holds the
-            length of its canvas alone; or what `mdm_jax.train.converted` made of one.
+        path: a folder of `save_params`; a run (``--workdir``), which means its newest checkpoint
+            (the one before it, with a warning, if that is damaged); or one checkpoint,
+            ``workdir/checkpoints/<step>``. A run in progress may be read. Or a published
+            checkpoint, as in `mdm_jax.models.load`, whose `config` then holds the length of its
+            canvas alone; or what `mdm_jax.train.converted` made of one.
         tokenizer: of a published checkpoint, as in `mdm_jax.train.published.published_model`.
         mask_id: likewise.
         family: likewise.
 
     Raises:
         FileNotFoundError: if none of these is there.
-        OSError: if the checkpoint is damaged.
-        ValueError: if its config is not one of this version; of a published checkpoint, if it
-            cannot be loaded, or its tokenizer is not known.
+        OSError: if the parameters are damaged: those exported, or of the checkpoint named, or of
+            every checkpoint of the run.
+        ValueError: if its config is damaged or not one of this version, or `path` is a URL; of a
+            published checkpoint, if it cannot be loaded, or its tokenizer is not known.
 
     Examples:
         >>> load_trained("runs/nothing")
@@ -64,18 +69,20 @@ def load_trained(
             ...
         FileNotFoundError: no model at ...runs/nothing: expected a run (with checkpoints/), ...
     """
-    path = Path(path).absolute()
+    path = local_path(path)
     if is_published(path):
         found = published_model(path, tokenizer=tokenizer, mask_id=mask_id, family=family)
-        return Trained(found.text_model, found.params, {"data": {"length": found.length}}, path)
+        length = {"data": {"length": found.length}}
+        return Trained(found.text_model, found.params, length, path, data_fingerprint="")
     if tokenizer or family or mask_id is not None:
         raise ValueError(
             f"{path} is a run or its export, which says itself what tokenizer, mask and family it "
             "has: leave them out"
         )
-    checkpoint = _newest_checkpoint(path)
-    if checkpoint is not None:
-        params, config = _checkpoint_params(checkpoint)
+    checkpoints = _checkpoints(path)
+    origin = path
+    if checkpoints:
+        params, config, origin = _newest_whole(checkpoints)
     elif (path / "config.json").is_file():
         params, config = load_params(path)
     else:
@@ -83,9 +90,9 @@ def load_trained(
             f"no model at {path}: expected a run (with checkpoints/), one of its checkpoints, or "
             "the folder of exported params; or a published checkpoint"
         )
+    fingerprint = config.pop("data_fingerprint", "")  # says which text it was; not a setting
     config = checked(config)
-    text_model = text_model_of(config, params)
-    return Trained(text_model, params, config, checkpoint or path)
+    return Trained(text_model_of(config, params), params, config, origin, fingerprint)
 
 
 def is_published(path: Path) -> bool:
@@ -121,55 +128,36 @@ def model_of(config: dict[str, Any]) -> DiT:
     """The module a checked config describes."""
     tokenizer, process = _language_of(config)
     num_ids = tokenizer.vocab_size if process is None else process.num_ids
-    return DiT(experiment._model_config(config["model"], num_ids))
+    return DiT(make_model_config(config["model"], num_ids))
 
 
 def _language_of(config: dict[str, Any]) -> tuple[Tokenizer, Process | None]:
-    tokenizer = experiment._tokenizer(config["data"]["tokenizer"])
-    return tokenizer, experiment._family(config, tokenizer.vocab_size)[0]
+    tokenizer = make_tokenizer(config["data"]["tokenizer"])
+    return tokenizer, make_family(config, tokenizer.vocab_size)[0]
 
 
-def _newest_checkpoint(path: Path) -> Path | None:
-    """The folder of the newest checkpoint of a run, or `path` if it is a checkpoint; else None."""
-    if (path / "state").is_dir() and (path / "config" / "metadata").is_file():
-        return path
+def _checkpoints(path: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first; `path` alone if it is one; else none."""
+    if (path / "state").is_dir() and (path / "config").is_dir():
+        return [path]
     for folder in (path / "checkpoints", path):
         if folder.is_dir():
             steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
             if steps:
-                return folder / str(max(steps))
-    return None
+                return [folder / str(step) for step in sorted(steps, reverse=True)]
+    return []
 
 
-def _checkpoint_params(checkpoint: Path) -> tuple[Params, dict[str, Any]]:
-    """The parameters to sample with, on the default device, and the config they belong to."""
-    config = json.loads((checkpoint / "config" / "metadata").read_text())
-    config.pop("data_fingerprint", None)  # says which text it was; not a setting
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    # The handler and not a Checkpoints: opening one of those tidies up after dead runs, and this
-    # run may be alive.
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        saved = handler.metadata(checkpoint / "state").tree
-        name = "ema" if saved.get("ema") else "params"
-        wanted = {
-            name: jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved[name]
-            )
-        }
-        restored = handler.restore(
-            checkpoint / "state",
-            args=ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                partial_restore=True,
-            ),
-        )
-    except Exception as error:  # whatever a damaged file makes its reader raise
-        raise OSError(
-            f"checkpoint {checkpoint} cannot be read ({error}): name an older one of the run, "
-            f"{checkpoint.parent}/<step>"
-        ) from error
-    finally:
-        handler.close()
-    return restored[name], config
+def _newest_whole(checkpoints: list[Path]) -> tuple[Params, dict[str, Any], Path]:
+    """What the first checkpoint holds that can be read, and which one that is."""
+    damaged: list[OSError] = []
+    for checkpoint in checkpoints:
+        try:
+            params, config = load_checkpoint_params(checkpoint)
+        except OSError as error:
+            damaged.append(error)
+            continue
+        for error in damaged:
+            logger.warning("%s. Using %s instead", error, checkpoint)
+        return params, config, checkpoint
+    raise OSError(f"no checkpoint of the run can be read. {'; '.join(map(str, damaged))}")

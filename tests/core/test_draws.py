@@ -74,6 +74,22 @@ def test_unmask_rate_is_exact_at_many_steps_and_a_naive_joint_draw_fails():
     assert unmasked_share(naive) < expected - 5 * sigma
 
 
+@pytest.mark.parametrize("size", [3, 100])
+def test_rows_without_a_choice_are_not_silently_some_id(size):
+    rows = jnp.stack([jnp.full(size, -jnp.inf), jnp.full(size, jnp.nan), jnp.zeros(size)])
+    drawn = draws.categorical(jax.random.key(0), rows)
+    assert drawn[0] == -1 and drawn[1] == -1 and 0 <= drawn[2] < size
+
+
+def test_uniform_resolves_rare_events():
+    """An event of probability 2^-20 has its rate, and the lattice under it is finer than 2^-23."""
+    u = np.asarray(draws.uniform(jax.random.key(0), (1 << 24,)))
+    rare = u[u < 2.0**-20]
+    assert abs(len(rare) - 16) < 5 * 4
+    assert not (rare * 2.0**23 == np.round(rare * 2.0**23)).all()
+    assert abs(u.mean() - 0.5) < 5 * np.sqrt(1 / 12 / u.size) and u.max() < 1
+
+
 @pytest.mark.parametrize("size", [2000])
 def test_zipf_tail_mass_and_entropy(size):
     """The law of drawn ids keeps its tail (ids past 200) and its entropy."""

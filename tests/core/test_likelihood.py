@@ -110,6 +110,17 @@ def test_only_tokens_in_where_are_scored_given_the_others():
     assert float(jnp.abs(empty.nats).max()) == 0.0
 
 
+def test_tokens_that_are_no_data_are_refused():
+    """Inside the estimator's loop nothing can be checked, so it is checked before."""
+    process, x = PROCESSES["masked"], jnp.zeros((1, L), jnp.int32)
+    flat = lambda tokens, t: jnp.zeros((*tokens.shape, V))
+    for bad, message in ((x + V, "token 3 at position"), (x + 99, "token 99 at position")):
+        with pytest.raises(ValueError, match=message):
+            mdm.nll_bound(jax.random.key(0), flat, process, bad, samples=2)
+    with pytest.raises(ValueError, match="where has shape"):
+        mdm.nll_bound(jax.random.key(0), flat, process, x, where=x[0] == 0, samples=2)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -102,7 +102,7 @@ def test_uniform_elbo_is_finite_at_both_ends_of_time():
     process = mdm.Uniform(50_000, mdm.Linear())
     tokens = jnp.zeros((2, 1), jnp.int32)
     logits = jax.random.normal(jax.random.key(0), (2, 1, 50_000))
-    for t in (0.0, 1e-6, 0.5, 1.0 - 1e-6):
+    for t in (0.0, 1e-6, 0.5, 1.0 - 1e-6, 1.0):
         noised = process.corrupt(jax.random.key(0), tokens, jnp.full((2,), t))
         value, gradient = jax.value_and_grad(
             lambda logits, noised=noised: mdm.uniform_elbo(logits, noised, process).sum()
@@ -203,6 +203,29 @@ BAD = {
         ValueError,
         r"token 7 at position \(0, 0\) is no data id",
     ),
+    "narrow dtype": (
+        lambda: mdm.Masked(256, mdm.Linear()).corrupt(
+            jax.random.key(0), jnp.full((B, L), 65, jnp.uint8), jnp.float32(0.5)
+        ),
+        ValueError,
+        r"uint8, which cannot hold all 257 ids .*astype\(jnp.int32\)",
+    ),
+    "narrow noise": (
+        lambda: mdm.Masked(50_257, mdm.Linear()).prior(None, jnp.zeros((B, L), jnp.int16)),
+        ValueError,
+        "int16, which cannot hold",
+    ),
+    "integer where": (
+        lambda: MASKED.corrupt(
+            jax.random.key(0),
+            jnp.zeros((B, L), int),
+            jnp.float32(0.5),
+            where=jnp.ones((B, L), int),
+        ),
+        TypeError,
+        "expected bool",
+    ),
+    "float vocabulary": (lambda: mdm.Masked(256.0, mdm.Linear()), TypeError, "an integer"),
     "float tokens": (
         lambda: MASKED.corrupt(jax.random.key(0), jnp.zeros((B, L)), jnp.float32(0.5)),
         TypeError,

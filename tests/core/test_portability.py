@@ -107,9 +107,7 @@ def mean_and_grad(params, noised, process, model=plain):
 
 def sample(params, key, canvas, keep, process, model=plain):
     start = jnp.where(keep, canvas, process.prior(key, canvas))
-    denoiser = mdm.denoiser(
-        lambda x, t: model(params)(x, jnp.broadcast_to(t, x.shape[:-1]).astype(jnp.float32))
-    )
+    denoiser = mdm.denoiser(model(params))
     sampler = mdm.ancestral(process)
     return mdm.generate(key, denoiser, sampler, start, mdm.time_grid(5), keep=keep).tokens
 
@@ -234,23 +232,52 @@ def test_vmap(process):
     np.testing.assert_array_equal(rows[4], one_row)
 
 
-def test_first_hitting_is_the_same_on_every_mesh():
-    process = PROCESSES["masked"]
+def hitting_sample(params, canvas, keep):
+    """Everything a time-conditioned first-hitting sample takes: clocks, positions, nucleus."""
+    process, key = PROCESSES["masked"], jax.random.key(3)
+    start = jnp.where(keep, canvas, process.prior(key, canvas))
+    times = mdm.hitting_times(key, process, start, L, keep=keep)
+    model = mdm.denoiser(lambda x, t: forward(params, x, t))
+    model = mdm.nucleus(mdm.predicting(model, process), 0.9)
+    sampler = mdm.first_hitting(process, per_step=2)
+    return mdm.generate(key, model, sampler, start, times, keep=keep).tokens
+
+
+def bound(params, tokens, where):
+    """The exact-count likelihood bound, which draws its own noise."""
+    return mdm.nll_bound(
+        jax.random.key(4),
+        lambda x, t: forward(params, x, t),
+        PROCESSES["masked"],
+        tokens,
+        where=where,
+        samples=2,
+    ).nats
+
+
+@pytest.mark.parametrize("run", [hitting_sample, bound], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_sampling_with_clocks_and_bounds_on_meshes(run, kind):
     params, (tokens, where) = parameters(), data()
-    key = jax.random.key(3)
+    mesh = mesh_of(kind)
+    with jax.set_mesh(mesh):
+        rows = NamedSharding(mesh, P("data"))
+        out = jax.jit(run)(
+            jax.device_put(params, NamedSharding(mesh, P())),
+            jax.device_put(tokens, rows),
+            jax.device_put(where, rows),
+        )
+    np.testing.assert_allclose(out, run(params, tokens, where), rtol=1e-6)
 
-    def run(params, canvas, keep):
-        start = jnp.where(keep, canvas, process.prior(key, canvas))
-        model = mdm.denoiser(lambda x, t: forward(params, x, jnp.zeros_like(x[:, 0], jnp.float32)))
-        return mdm.generate(
-            key, model, mdm.first_hitting(process), start, mdm.time_grid(L), keep=keep
-        ).tokens
 
-    reference = run(params, tokens, where)
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        mesh = mesh_of(kind)
-        with jax.set_mesh(mesh):
-            shard = lambda x, mesh=mesh: jax.device_put(x, NamedSharding(mesh, P("data")))
-            replicated = jax.device_put(params, NamedSharding(mesh, P()))
-            out = jax.jit(run)(replicated, shard(tokens), shard(where))
-        np.testing.assert_array_equal(out, reference)
+@pytest.mark.parametrize("run", [hitting_sample, bound], ids=lambda f: f.__name__)
+def test_sampling_with_clocks_and_bounds_under_shard_map(run):
+    params, (tokens, where) = parameters(), data()
+    sharded = jax.shard_map(
+        lambda tokens, where: run(params, tokens, where),
+        mesh=mesh_of(AxisType.Auto),
+        in_specs=P("data"),
+        out_specs=P("data"),
+    )
+    out = jax.jit(sharded)(tokens, where)
+    np.testing.assert_allclose(out[4:6], run(params, tokens[4:6], where[4:6]), rtol=1e-6)

@@ -174,14 +174,56 @@ def test_nucleus_keeps_what_a_sort_keeps(p):
         assert p == 1.0 or mask.sum() == crossing
 
 
+def test_kept_masks_cost_no_step_and_never_change():
+    """Four open masks beside four kept ones: one token per step, done after four."""
+    canvas = jnp.full((2, 8), MASKED.mask_id)
+    keep = jnp.broadcast_to(jnp.arange(8).reshape(1, 8) >= 4, canvas.shape)
+    key = jax.random.key(0)
+
+    def left(before, after, logits):
+        return jnp.sum(after == MASKED.mask_id, axis=-1)
+
+    counts = mdm.trajectory(
+        key,
+        mdm.denoiser(model),
+        mdm.first_hitting(MASKED),
+        canvas,
+        mdm.time_grid(4),
+        keep=keep,
+        select=left,
+    )
+    np.testing.assert_array_equal(counts[:, 0], [7, 6, 5, 4])
+    times = mdm.hitting_times(key, MASKED, canvas, 6, keep=keep)
+    assert bool((times[:4] > 0).all()) and bool((times[4:] == 0).all())
+    assert not bool(mdm.all_decided(MASKED)(canvas).any())
+    assert bool(mdm.all_decided(MASKED, keep=jnp.ones_like(keep))(canvas).all())
+
+
+def test_nucleus_does_not_count_the_mask_column():
+    """The mask's logit is never trained; here it would be the whole nucleus."""
+    logits = jnp.log(jnp.array([0.6, 0.3, 0.1] + [1e-9] * (V - 3) + [50.0]))
+    base = mdm.denoiser(lambda tokens, t: jnp.broadcast_to(logits, (*tokens.shape, V + 1)))
+    tokens = jnp.full((1, 4), MASKED.mask_id)
+
+    def drawn(denoiser):
+        sampler = mdm.ancestral(MASKED)
+        return mdm.generate(jax.random.key(0), denoiser, sampler, tokens, mdm.time_grid(1)).tokens
+
+    good = drawn(mdm.nucleus(mdm.predicting(base, MASKED), 0.8))
+    assert bool(((good == 0) | (good == 1)).all())
+    # Without it no id is left to draw, and the draw says so with an id that no vocabulary has.
+    assert bool((drawn(mdm.nucleus(base, 0.8)) == -1).all())
+
+
 def test_left_to_right_with_a_shifted_causal_model_is_autoregressive_sampling():
     """Each token is drawn from the model's prediction at the position before it."""
     table = 50.0 * jax.nn.one_hot((jnp.arange(V) * 2 + 1) % V, V)  # the next id is certain
-    causal = mdm.denoiser(lambda tokens, t: table[jnp.minimum(tokens, V - 1)])
+    # It embeds V ids and no mask: an id outside reads NaN, as in the library's own models.
+    causal = mdm.denoiser(lambda tokens, t: table.at[tokens].get(mode="fill", fill_value=jnp.nan))
     canvas = jnp.full((2, L), MASKED.mask_id).at[:, 0].set(jnp.array([1, 4]))
     out = mdm.generate(
         jax.random.key(0),
-        mdm.shifted(causal),
+        mdm.shifted(causal, MASKED),
         mdm.left_to_right(MASKED),
         canvas,
         mdm.time_grid(L),
@@ -220,6 +262,17 @@ BAD = {
         lambda: run(MEMBERS["ancestral-masked"], jax.random.key(0), keep=jnp.ones((L,), bool)),
         ValueError,
         "expected bool",
+    ),
+    "not a time": (
+        lambda: mdm.generate(
+            jax.random.key(0),
+            mdm.denoiser(model),
+            mdm.ancestral(MASKED),
+            jnp.full((1, L), V),
+            jnp.array([1.0, jnp.nan]),
+        ),
+        ValueError,
+        "never increase",
     ),
     "increasing times": (
         lambda: mdm.generate(

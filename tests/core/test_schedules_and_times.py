@@ -33,6 +33,7 @@ def test_methods_agree_with_each_other(schedule):
         np.testing.assert_allclose(schedule.sigma(t), -jnp.log(alpha), rtol=1e-9)
         np.testing.assert_allclose(schedule.weight(t), -derivative / (1 - alpha), rtol=1e-9)
         np.testing.assert_allclose(schedule.inverse(alpha), t, rtol=1e-8)
+        np.testing.assert_allclose(schedule.inverse_noise_rate(1 - alpha), t, rtol=1e-8)
         assert bool(jnp.all(jnp.diff(alpha) < 0))
 
 
@@ -45,6 +46,9 @@ def test_float32_keeps_its_digits_near_zero(schedule):
         weight = np.asarray(schedule.weight(jnp.asarray(small, jnp.float64)))
     np.testing.assert_allclose(schedule.noise_rate(jnp.asarray(small)), exact, rtol=2e-6)
     np.testing.assert_allclose(schedule.weight(jnp.asarray(small)), weight, rtol=2e-6)
+    back = schedule.inverse_noise_rate(schedule.noise_rate(jnp.asarray(small)))
+    if not isinstance(schedule, mdm.Geometric | mdm.LinearSigma):  # those have noise at t = 0
+        np.testing.assert_allclose(back, small, rtol=4e-6)
     assert schedule.noise_rate(jnp.bfloat16(0.5)).dtype == jnp.bfloat16
 
 
@@ -76,6 +80,7 @@ def test_times_stay_in_range():
     t = mdm.sample_times(jax.random.key(0), (4, 1000), stratified=False, low=0.25, high=0.75)
     assert t.shape == (4, 1000) and t.dtype == jnp.float32
     assert float(t.min()) >= 0.25 and float(t.max()) < 0.75
+    assert float(mdm.sample_times(jax.random.key(1), (1 << 16,), low=0.5).max()) < 1.0
     big = mdm.sample_times(jax.random.key(1), (1 << 16,))
     assert float(big.max()) < 1.0
 
@@ -94,6 +99,7 @@ def test_grids_run_from_one_to_zero(spacing):
         (lambda: mdm.Geometric(2.0, 1.0), "0 < sigma_min < sigma_max"),
         (lambda: mdm.sample_times(jax.random.key(0), (2,), low=0.5, high=0.5), "low < high"),
         (lambda: mdm.time_grid(4, spacing="log"), "'uniform' or 'cosine'"),
+        (lambda: mdm.time_grid(2.5), "steps=2.5: expected an integer"),
     ],
 )
 def test_bad_parameters_are_named(make, message):

@@ -69,15 +69,28 @@ def test_the_order_is_the_same_in_every_version():
     ]
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_the_global_batch_does_not_depend_on_the_process_count(process_count):
-    packed = windows(10)
-    whole = Batches(packed, 8, seed=1)
-    parts = [Batches(packed, 8, 1, i, process_count) for i in range(process_count)]
+@pytest.mark.parametrize(("start", "stop"), [(0, 8), (0, 4), (4, 8), (3, 4)])
+def test_rows_are_those_of_the_whole_batch(start, stop):
+    batches = Batches(windows(10), 8, seed=1)
     for step in (0, 1, 5, 1000):
+        part, whole = batches.rows(step, start, stop), batches(step)
         for name in ("tokens", "where"):
-            together = np.concatenate([part(step)[name] for part in parts])
-            np.testing.assert_array_equal(together, whole(step)[name])
+            np.testing.assert_array_equal(part[name], whole[name][start:stop])
+
+
+def test_only_the_rows_asked_for_are_read():
+    """A process of many must not read the whole batch."""
+    read = []
+
+    class Watched(Packed):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    packed = windows(10)
+    watched = Watched(packed.tokens, packed.where, packed.bytes)
+    rows = Batches(watched, 8, seed=1).rows(3, 2, 4)
+    assert [int(i) for i in read] == ids(rows)
 
 
 def test_a_batch_depends_on_nothing_but_seed_and_step():
@@ -103,15 +116,12 @@ def test_a_batch_is_the_callers_to_write_to():
     assert ids(batches(0)) == before
 
 
-@pytest.mark.parametrize("process_count", [1, 2, 4])
 @pytest.mark.parametrize("count", [8, 9, 3, 1])
-def test_evaluation_covers_every_window_once_in_order(count, process_count):
+def test_evaluation_covers_every_window_once_in_order(count):
     packed = windows(count)
-    parts = [evaluation_batches(packed, 4, i, process_count) for i in range(process_count)]
     seen, scored = [], 0
-    for together in zip(*parts, strict=True):
-        tokens = np.concatenate([part["tokens"] for part in together])
-        where = np.concatenate([part["where"] for part in together])
+    for batch in evaluation_batches(packed, 4):
+        tokens, where = batch["tokens"], batch["where"]
         assert tokens.shape == where.shape == (4, LENGTH)
         assert tokens.max() < count  # padding rows hold ids of the vocabulary too
         seen += tokens[where.any(axis=1), 0].tolist()
@@ -120,14 +130,16 @@ def test_evaluation_covers_every_window_once_in_order(count, process_count):
     assert scored == packed.token_count
 
 
-@pytest.mark.parametrize("make", [lambda *a: Batches(a[0], a[1], 0, *a[2:]), evaluation_batches])
+@pytest.mark.parametrize("make", [lambda p, size: Batches(p, size, 0), evaluation_batches])
 def test_sizes_are_checked_at_once(make):
-    with pytest.raises(ValueError, match=r"batch_size=6 must be a positive multiple of .*=4"):
-        make(windows(4), 6, 0, 4)
     with pytest.raises(ValueError, match="batch_size=0"):
         make(windows(4), 0)
-    with pytest.raises(ValueError, match="process_index=2 and process_count=2"):
-        make(windows(4), 4, 2, 2)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 2), (2, 5)])
+def test_rows_a_batch_does_not_have(start, stop):
+    with pytest.raises(ValueError, match=r"are none of a batch of 4"):
+        Batches(windows(4), 4, 0).rows(0, start, stop)
 
 
 def test_seeds_and_steps_are_checked():

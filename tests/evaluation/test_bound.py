@@ -1,5 +1,6 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,6 +47,20 @@ def test_bound_of_independent_tokens_is_their_cross_entropy():
     assert shifted.nats_per_token == pytest.approx(report.nats_per_token + constant)
 
 
+def test_constant_terms_complete_the_bound():
+    """A schedule that leaves a fifth at t = 1: it costs log V, the rest the model's loss."""
+    process = mdm.Masked(VOCAB, mdm.LogLinear(eps=0.2))
+    constant = float(mdm.constant_terms(process))
+    data = list(batches())
+    tokens = np.concatenate([b["tokens"][b["where"]] for b in data])
+    cross_entropy = -np.log(FREQUENCIES[tokens]).mean()
+    objective = mdm.masked_objective(process)
+    report = evaluate_bound(apply, PARAMS, objective, data, seed=0, samples=64, constant=constant)
+    exact = 0.8 * cross_entropy + 0.2 * math.log(VOCAB)
+    assert report.nats_per_token == pytest.approx(exact, abs=0.04)  # 8 times less than the constant
+    assert constant > 0.3
+
+
 def test_standard_error_is_the_spread_of_the_estimate():
     """Over many data sets of other sequences and noise, the estimates scatter as reported."""
     reports = []
@@ -70,6 +85,22 @@ def test_same_noise_every_time_and_on_any_mesh():
     spread = report(seed=3, place=lambda batch: to_global(batch, mesh))
     assert spread.nats_per_token == pytest.approx(first.nats_per_token, rel=1e-6)
     assert spread.standard_error == pytest.approx(first.standard_error, rel=1e-5)
+
+
+def test_the_noise_is_not_that_of_a_training_step():
+    """Training step i splits fold_in(key(seed), i); evaluation must not meet those keys."""
+    seen = []
+
+    def prepare(key, tokens, where, step):
+        jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
+        return OBJECTIVE.prepare(key, tokens, where, step)
+
+    watched = OBJECTIVE._replace(prepare=prepare)
+    evaluate_bound(apply, PARAMS, watched, batches(count=2), seed=0, samples=2)
+    jax.effects_barrier()
+    steps = [jax.random.fold_in(jax.random.key(0), i) for i in range(3)]
+    training = {tuple(jax.random.key_data(k).tolist()) for s in steps for k in jax.random.split(s)}
+    assert len(set(seen)) == 4 and not training & set(seen)
 
 
 def test_padding_rows_count_for_nothing():

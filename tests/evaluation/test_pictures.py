@@ -83,6 +83,7 @@ def test_loss_curve(tmp_path):
     records = [{"step": i, "loss": 5 / i} for i in range(1, 40)]
     records += [{"step": 40, "loss": None}]  # a step whose loss was not finite
     records += [{"step": 40, "eval_nats_per_token": 0.5, "eval_standard_error": 0.1}]
+    records.insert(20, "not a record")
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 41, "lo')
     path = loss_curve(tmp_path, tmp_path / "plots" / "loss.png", levels={"unigrams": 3.0})

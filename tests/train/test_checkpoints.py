@@ -164,6 +164,40 @@ def test_which_fields_may_change():
         check_config(CONFIG, CONFIG | {"ema": {"decay": 0.9}})
 
 
+def test_micro_batches_may_change_where_there_is_no_dropout():
+    config = lambda accumulate, dropout: {
+        "train": {"accumulate": accumulate},
+        "model": {"dropout": dropout},
+    }
+    check_config(config(1, 0.0), config(2, 0.0))
+    with pytest.raises(ValueError, match=r"train\.accumulate is 2, was 1"):
+        check_config(config(1, 0.1), config(2, 0.1))
+
+
+def test_a_moved_text_is_told_by_its_fingerprint():
+    config = lambda path, tokenizer, **fields: {
+        "data": {"path": path, "tokenizer": tokenizer},
+        **fields,
+    }
+    old = config("a", "a/t.json", data_fingerprint="feed")
+    check_config(old, config("b", "b/t.json", data_fingerprint="feed"))
+    with pytest.raises(ValueError, match="data_fingerprint is 'f00d', was 'feed'"):
+        check_config(old, config("b", "b/t.json", data_fingerprint="f00d"))
+    with pytest.raises(ValueError, match=r"data\.tokenizer is 'byte'"):
+        check_config(old, config("b", "byte", data_fingerprint="feed"))
+    with pytest.raises(ValueError, match=r"data\.path is 'b', was 'a'"):
+        check_config(config("a", "byte"), config("b", "byte"))
+
+
+def test_urls_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("gs://bucket/run", Path("gs://bucket/run"), "s3://bucket/run"):
+        for use in (Checkpoints, load_params, lambda p: save_params(p, {}, {})):
+            with pytest.raises(ValueError, match=r"is a URL.*Mount the bucket"):
+                use(path)
+    assert not list(tmp_path.iterdir())
+
+
 @contextlib.contextmanager
 def full_disk(free_bytes):
     """Makes the kernel refuse to write files longer than this, as it does on a full disk."""

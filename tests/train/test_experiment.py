@@ -1,5 +1,9 @@
 """Config strings become the right objects, and wrong ones are refused with what is valid."""
 
+import dataclasses
+import hashlib
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ from ml_collections import ConfigDict
 from train import tiny
 
 import mdm_jax as mdm
+from mdm_jax import data
 from mdm_jax.train.experiment import SCHEDULES, build
 from mdm_jax.train.fields import FIELDS, checked
 from mdm_jax.train.step import train_step
@@ -88,6 +93,22 @@ def test_fingerprint_tells_data_apart():
     assert built().data_fingerprint() != built(data={"length": 8}).data_fingerprint()
 
 
+def test_fingerprint_is_taken_in_place():
+    """Text may fill most of the memory."""
+    experiment = built()
+    packed = data.Packed(np.zeros((1000, 64), np.int32), np.ones((1000, 64), bool), 64_000)
+    experiment = dataclasses.replace(experiment, train_data=packed, held_out=packed)
+    tracemalloc.start()
+    fingerprint = experiment.data_fingerprint()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000
+    digest = hashlib.sha256()
+    for _ in range(2):
+        digest.update(b"(1000, 64)" + packed.tokens.tobytes() + packed.where.tobytes())
+    assert fingerprint == digest.hexdigest()[:16]
+
+
 def test_evaluation_windows_are_spread_over_the_text():
     experiment = built(evaluation={"max_windows": 3})
     held_out, chosen = experiment.held_out, experiment.evaluation_data()
@@ -113,7 +134,25 @@ def test_evaluation_windows_are_spread_over_the_text():
         ({"data": {"source": "web"}}, r"'web'.*'python_documentation', 'text_files', 'in_memory'"),
         ({"data": {"source": "text_files"}}, r"data\.path=''"),
         ({"data": {"source": "python_documentation"}}, r"no other, takes its text from the caller"),
-        ({"data": {"length": 100_000}}, "shorter than one window"),
+        ({"data": {"length": 100_000}}, "training side of the split: .*shorter than one window"),
+        ({"data": {"length": 4000}}, "held-out side of the split: .*shorter than one window"),
+        (
+            {"schedule": {"name": "linear"}, "model": {"time_conditioning": True}},
+            r"schedule\.name='linear' with model\.time_conditioning=True.*infinite",
+        ),
+        (
+            FAMILIES["duo"] | {"schedule": {"name": "polynomial"}},
+            r"schedule\.name='polynomial' with model\.time_conditioning=True",
+        ),
+        (
+            {"evaluation": {"max_windows": -1}},
+            r"evaluation\.max_windows must be at least 0",
+        ),
+        ({"checkpoint": {"keep": 0}}, r"checkpoint\.keep must be at least 1, got 0"),
+        ({"checkpoint": {"keep_every": -1}}, r"checkpoint\.keep_every must be at least 0, got -1"),
+        ({"optimizer": {"clip": -1.0}}, r"optimizer\.clip must be at least 0, got -1"),
+        ({"optimizer": {"eps": float("nan")}}, r"optimizer\.eps must be a finite number, got nan"),
+        ({"optimizer": {"clip": float("inf")}}, r"optimizer\.clip must be a finite number"),
         ({"model": {"size": "giant"}}, r"'tiny'.*'giant'"),
         ({"model": {"heads": 3}}, "heads=3"),
         ({"optimizer": {"schedule": "exp"}}, "'exp'"),

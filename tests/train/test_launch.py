@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from train import tiny
 
@@ -89,6 +90,16 @@ class Launcher:
     def params(self, name: str):
         return load_params(self.directory / name / "params")[0]
 
+    def state(self, name: str):
+        """The whole state of the last checkpoint: parameters, average, moments, step."""
+        path = self.directory / name / "checkpoints" / str(STEPS) / "state"
+        handler = ocp.PyTreeCheckpointHandler()
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        args = jax.tree.map(
+            lambda _: ocp.ArrayRestoreArgs(sharding=device), handler.metadata(path).tree
+        )
+        return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=args))
+
 
 @pytest.fixture(scope="module")
 def launcher(tmp_path_factory):
@@ -106,17 +117,23 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(launcher):
     assert launcher.losses("killed") == launcher.losses("uninterrupted")
     expected = launcher.params("uninterrupted")
     jax.tree.map(np.testing.assert_array_equal, launcher.params("killed"), expected)
+    state, expected = launcher.state("killed"), launcher.state("uninterrupted")
+    assert {"params", "opt_state", "ema", "step"} <= set(expected)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
 def test_signals_save_and_exit_non_zero_and_other_machines_continue(launcher):
-    """From eight devices, to two hosts of two devices each, to one device."""
+    """From eight devices, to two hosts of two devices each, to one device, to a split model."""
     assert launcher.stop("moved", 5, signal.SIGTERM, devices=8) == 128 + signal.SIGTERM
-    assert launcher.stop("moved", 12, signal.SIGINT, devices=8) == 128 + signal.SIGINT
     hosts = [launcher.start("moved", 2, host=host) for host in (0, 1)]
-    codes = launcher.signaled("moved", 20, signal.SIGTERM, hosts)  # one host alone gets it
+    codes = launcher.signaled("moved", 12, signal.SIGTERM, hosts)  # one host alone gets it
     assert codes == [128 + signal.SIGTERM] * 2
-    launcher.finish("moved", devices=1)
+    assert launcher.stop("moved", 20, signal.SIGINT, devices=1) == 128 + signal.SIGINT
+    # Each host holds half of every layer, and so needs all rows, to train on and to evaluate.
+    halves = [launcher.start("moved", 1, "--config.mesh.tensor=2", host=host) for host in (0, 1)]
+    codes = [half.wait(timeout=120) for half in halves]
     log = (launcher.directory / "moved.log").read_text()
+    assert codes == [0, 0], log[-3000:]
     assert log.count("which are saved: run the same command to continue") == 4
     # Other devices add up in another order; Adam turns last bits of a gradient into more.
     np.testing.assert_allclose(

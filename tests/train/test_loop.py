@@ -72,7 +72,8 @@ def test_what_a_run_leaves(finished):
     assert last["eval_nats_per_token"] < evaluations[0]["eval_nats_per_token"]
     params, config = load_params(workdir / "params")
     jax.tree.map(np.testing.assert_array_equal, params, result.state.ema)
-    assert config == result.experiment.config
+    fingerprint = result.experiment.data_fingerprint()
+    assert config == result.experiment.config | {"data_fingerprint": fingerprint}
 
 
 def test_signal_saves_and_the_same_call_continues(tmp_path, monkeypatch, finished):
@@ -131,6 +132,11 @@ def test_batches_that_do_not_divide_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"mesh axes .*'data': 3.* do not fit 8 device"):
         train(tiny.config(mesh={"data": 3}), tmp_path, documents=tiny.documents())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_url_is_no_workdir():
+    with pytest.raises(ValueError, match=r"'gs://bucket/run' is a URL"):
+        train(tiny.config(), "gs://bucket/run", documents=tiny.documents())
 
 
 def test_unwritable_workdir(tmp_path):

@@ -15,6 +15,8 @@ from mdm_jax.train.meshes import (
     batch_sharding,
     batch_ways,
     make_mesh,
+    read_rows,
+    row_ranges,
     state_shardings,
     to_global,
 )
@@ -81,3 +83,44 @@ def test_rows_are_spread_over_data_and_fsdp():
     assert batch_ways(mesh) == 4
     assert placed.sharding == batch_sharding(mesh)
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("axes", "devices_each", "expected"),
+    [
+        (
+            {"data": 8},
+            4,
+            [[(0, 2), (2, 4), (4, 6), (6, 8)], [(8, 10), (10, 12), (12, 14), (14, 16)]],
+        ),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 4, [[(0, 4), (4, 8)], [(8, 12), (12, 16)]]),
+        ({"tensor": 8}, 4, [[(0, 16)], [(0, 16)]]),  # a model axis that spans both processes
+        ({"data": 2, "tensor": 4}, 2, [[(0, 8)], [(0, 8)], [(8, 16)], [(8, 16)]]),
+        ({"tensor": 2, "data": 4}, 4, [[(0, 4), (4, 8), (8, 12), (12, 16)]] * 2),
+    ],
+)
+def test_each_process_supplies_the_rows_its_devices_hold(axes, devices_each, expected):
+    """Processes are stood in for by runs of devices, in the order of their ids."""
+    sharding = batch_sharding(make_mesh(axes))
+    found = [
+        row_ranges(sharding, 16, jax.devices()[i : i + devices_each])
+        for i in range(0, 8, devices_each)
+    ]
+    assert found == expected
+
+
+def test_no_range_of_rows_is_read_twice():
+    asked = []
+
+    def read(start, stop):
+        asked.append((start, stop))
+        return {"x": np.arange(start, stop, dtype=np.int32)[:, None]}
+
+    batch = read_rows(read, 8, make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
+    assert asked == [(0, 2), (2, 4), (4, 6), (6, 8)]
+    np.testing.assert_array_equal(batch["x"][:, 0], np.arange(8))
+
+
+def test_rows_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match=r"12 rows do not divide over the 8 slices"):
+        to_global({"x": np.zeros((12, 1))}, make_mesh())

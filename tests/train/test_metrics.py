@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from mdm_jax.train.metrics import MetricsWriter, read_metrics
 
 
@@ -28,6 +30,16 @@ def test_resume_keeps_each_step_once(tmp_path):
         for step in range(4, 8):
             writer.write(step, loss=float(step))
     assert [r["step"] for r in read_metrics(tmp_path)] == list(range(1, 8))
+
+
+@pytest.mark.parametrize("bad", ['{"step": 2, "lo', "[1, 2]", '{"loss": 1.0}', "\x00\x00"])
+def test_a_bad_line_does_not_block_resuming(tmp_path, caplog, bad):
+    lines = ['{"step": 1, "loss": 3.0}', bad, '{"step": 3, "loss": 2.0}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with MetricsWriter(tmp_path, resume_step=3) as writer:
+        writer.write(4, loss=1.0)
+    assert f"{tmp_path / 'metrics.jsonl'}, line 2 is no record" in caplog.text
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 3, 4]
 
 
 def test_a_new_run_in_an_old_directory_starts_afresh(tmp_path):

@@ -1,5 +1,8 @@
 """A model read back from a run, from one of its checkpoints, and from its export."""
 
+import logging
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +54,7 @@ def test_a_run_is_the_average_of_its_newest_checkpoint(run):
     equal(trained.params, later.ema)
     assert trained.config == experiment.config
     assert trained.origin == workdir / "checkpoints" / "10"
+    assert trained.data_fingerprint == "feed"
     assert trained.text_model.process == experiment.process
     equal(load_trained(workdir / "checkpoints").params, later.ema)
     assert (workdir / "checkpoints" / "12.orbax-checkpoint-tmp").exists()  # the run may be alive
@@ -88,8 +92,46 @@ def test_errors(tmp_path):
     (tmp_path / "checkpoints" / "3" / "config").mkdir(parents=True)
     (tmp_path / "checkpoints" / "3" / "config" / "metadata").write_text("{}")
     (tmp_path / "checkpoints" / "3" / "state").mkdir()
-    with pytest.raises(OSError, match=r"cannot be read.*name an older one"):
+    with pytest.raises(OSError, match=r"checkpoints/3 cannot be read.*name another one"):
         load_trained(tmp_path)
+    with pytest.raises(ValueError, match=r"'gs://bucket/run' is a URL.*file system"):
+        load_trained("gs://bucket/run")
+
+
+# Readers of damaged files are abandoned half-way; their complaints are not ours to raise.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["state", "config"])
+def test_damaged_newest_checkpoint_falls_back_and_says_so(run, tmp_path, caplog, damage):
+    shutil.copytree(run[0], tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "10"
+    if damage == "state":
+        truncate(*(newest / "state").rglob("d/*"))
+    else:
+        truncate(newest / "config" / "metadata")
+    with caplog.at_level(logging.WARNING, "mdm_jax"):
+        trained = load_trained(tmp_path / "run")
+    equal(trained.params, run[2].ema)
+    assert trained.origin == newest.parent / "2"
+    assert f"{newest} cannot be read" in caplog.text and f"Using {trained.origin}" in caplog.text
+    with pytest.raises(OSError, match="checkpoints/10 cannot be read"):
+        load_trained(newest)  # named, it is that one or none
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_damaged_export_is_named(tmp_path):
+    params = {"w": jax.random.normal(jax.random.key(0), (64, 64))}
+    save_params(tmp_path / "params", params, {"seed": 0})
+    truncate(*(tmp_path / "params" / "params").rglob("d/*"))
+    with pytest.raises(OSError, match=r"parameters in .*/params are damaged"):
+        load_trained(tmp_path / "params")
+    truncate(tmp_path / "params" / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json is damaged: it is not JSON"):
+        load_trained(tmp_path / "params")
+
+
+def truncate(*files):
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-10])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

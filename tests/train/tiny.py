@@ -13,7 +13,8 @@ def config(**overrides):
     config.data.update({"source": "in_memory", "length": 16, "held_out": 0.3})
     config.train.update({"steps": 6, "batch_size": 16, "log_every": 1, "eval_every": 3})
     config.train.checkpoint_every = 2
-    config.optimizer.warmup = 2
+    config.objective.weighting = "elbo"  # any family takes it
+    config.optimizer.update({"learning_rate": 1e-3, "warmup": 2, "weight_decay": 0.1})
     config.evaluation.update({"batch_size": 16, "max_windows": 8})
     for section, fields in overrides.items():
         config[section].update(fields)
