@@ -80,7 +80,7 @@ class Experiment:
         for packed in (self.train_data, self.held_out):
             digest.update(repr(packed.tokens.shape).encode())
             for array in (packed.tokens, packed.where):  # hashed in place: it may be all the memory
-                digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+                digest.update(np.ascontiguousarray(array).data.cast("B"))
         return digest.hexdigest()[:16]
 
     def evaluation_data(self) -> data.Packed:

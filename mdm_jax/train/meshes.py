@@ -174,32 +174,30 @@ def batch_ways(mesh: Mesh) -> int:
     return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
 
 
-def row_ranges(
-    sharding: NamedSharding, batch_size: int, devices: Iterable[jax.Device]
-) -> list[tuple[int, int]]:
+def row_ranges(mesh: Mesh, batch_size: int, devices: Iterable[Any]) -> list[tuple[int, int]]:
     """Returns the rows [start, stop) of a batch that the given devices hold, each range once.
 
     Devices that differ in a model axis ("tensor") alone hold the same rows, so the processes of a
     mesh whose model axis spans them need overlapping rows, or all of them the same.
 
     Args:
-        sharding: from `batch_sharding`.
+        mesh: from `make_mesh`.
         batch_size: rows of the global batch.
-        devices: for instance those of one process.
+        devices: of the mesh, for instance those of one process.
 
     Raises:
         ValueError: if the rows do not divide; check before with `step.check_batch`.
 
     Examples:
-        >>> row_ranges(batch_sharding(make_mesh()), 2 * jax.device_count(), jax.devices()[:1])
+        >>> row_ranges(make_mesh(), 2 * jax.device_count(), jax.devices()[:1])
         [(0, 2)]
     """
-    if batch_size % batch_ways(sharding.mesh):
+    if batch_size % batch_ways(mesh):
         raise ValueError(
-            f"{batch_size} rows do not divide over the {batch_ways(sharding.mesh)} slices of mesh "
-            f"{dict(sharding.mesh.shape)}: use a multiple"
+            f"{batch_size} rows do not divide over the {batch_ways(mesh)} slices of mesh "
+            f"{dict(mesh.shape)}: use a multiple"
         )
-    slices = sharding.devices_indices_map((batch_size,))
+    slices = batch_sharding(mesh).devices_indices_map((batch_size,))
     return sorted({slices[device][0].indices(batch_size)[:2] for device in devices})
 
 
@@ -224,8 +222,8 @@ def read_rows(
         True
     """
     sharding = batch_sharding(mesh)
-    devices = [device for device in mesh.devices.flat if device in sharding.addressable_devices]
-    parts = {part: read(*part) for part in row_ranges(sharding, batch_size, devices)}
+    ranges = row_ranges(mesh, batch_size, sharding.addressable_devices)
+    parts = {part: read(*part) for part in ranges}
     one = next(iter(parts.values()))
 
     def joined(name: str) -> jax.Array:

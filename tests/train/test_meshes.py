@@ -101,10 +101,9 @@ def test_rows_are_spread_over_data_and_fsdp():
 )
 def test_each_process_supplies_the_rows_its_devices_hold(axes, devices_each, expected):
     """Processes are stood in for by runs of devices, in the order of their ids."""
-    sharding = batch_sharding(make_mesh(axes))
+    mesh = make_mesh(axes)
     found = [
-        row_ranges(sharding, 16, jax.devices()[i : i + devices_each])
-        for i in range(0, 8, devices_each)
+        row_ranges(mesh, 16, jax.devices()[i : i + devices_each]) for i in range(0, 8, devices_each)
     ]
     assert found == expected
 
