@@ -3,7 +3,7 @@
 from configs.quickstart import get_config
 from mdm_jax import data
 
-MODEL = {"width": 16, "layers": 1, "heads": 2, "cond_dim": 8}
+MODEL = {"width": 16, "layers": 1, "heads": 2, "cond_dim": 8, "unroll": 1}
 
 
 def config(**overrides):
