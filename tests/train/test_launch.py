@@ -131,7 +131,12 @@ def test_signals_save_and_exit_non_zero_and_other_machines_continue(launcher):
     assert launcher.stop("moved", 20, signal.SIGINT, devices=1) == 128 + signal.SIGINT
     # Each host holds half of every layer, and so needs all rows, to train on and to evaluate.
     halves = [launcher.start("moved", 1, "--config.mesh.tensor=2", host=host) for host in (0, 1)]
-    codes = [half.wait(timeout=120) for half in halves]
+    try:
+        codes = [half.wait(timeout=120) for half in halves]
+    finally:
+        for half in halves:
+            half.kill()
+            half.wait()
     log = (launcher.directory / "moved.log").read_text()
     assert codes == [0, 0], log[-3000:]
     assert log.count("which are saved: run the same command to continue") == 4
