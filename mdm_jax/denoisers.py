@@ -56,6 +56,7 @@ def denoiser(logits_fn: Callable[[Tokens, Times], Logits]) -> Denoiser:
 
     Raises:
         TypeError: if `logits_fn` is not callable.
+        ValueError: (when applied) if t is neither one time nor one per sequence.
 
     Examples:
         >>> denoiser(lambda tokens, t: jnp.zeros((*tokens.shape, 5))).calls
@@ -272,6 +273,10 @@ def _per_sequence(t: Times, tokens: Tokens) -> Times:
     """`t` as float32[*B], placed like the tokens."""
     t = jnp.asarray(t, jnp.float32)
     row = tokens[..., 0]
+    if t.ndim and t.shape != row.shape:
+        raise ValueError(
+            f"t has shape {t.shape}: expected one time, or one per sequence, {row.shape}"
+        )
     return align(t, row) + jnp.zeros_like(row, dtype=jnp.float32)
 
 

@@ -195,7 +195,7 @@ def test_duo_guidance():
             for name in ("logits", "guided.logits_uncond")
         )
         both = mdm.guided(cond, uncond, float(DUO["guided.gamma"]) - 1.0)
-        return both.apply(jnp.asarray(tokens), t, ((), ()))[0]
+        return both.apply(jnp.asarray(tokens), t[:, 0], ((), ()))[0]
 
     log_q = guided_by(lambda logits, tokens, t: process.posterior(logits, tokens, t, s))
     assert_close(jnp.exp(jax.nn.log_softmax(log_q)), DUO["guided.probs"], 1e-5)

@@ -67,7 +67,13 @@ class Launcher:
         return code
 
     def signaled(self, name: str, step: int, signum: int, processes: list) -> list[int]:
-        """Signals the last of a run's processes at `step`; returns all their exit statuses."""
+        """Signals the last of a run's processes at `step`; returns all their exit statuses.
+
+        At a step of theirs: what stopped processes recorded before does not count, or a signal
+        could meet a process that is still importing.
+        """
+        recorded = [r["step"] for r in read_metrics(self.directory / name)]
+        step = max([step, *(before + 1 for before in recorded)])
         deadline = time.monotonic() + 120
         try:
             while not any(r["step"] >= step for r in read_metrics(self.directory / name)):
