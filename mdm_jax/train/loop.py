@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from mdm_jax import data
 from mdm_jax.evaluation.bound import bits_per_byte, evaluate_bound
@@ -23,17 +22,10 @@ from mdm_jax.train.checkpoints import Checkpoints, save_params
 from mdm_jax.train.continuing import local_path
 from mdm_jax.train.experiment import Experiment, build
 from mdm_jax.train.interruption import Interrupted, StopRequest
-from mdm_jax.train.meshes import (
-    batch_sharding,
-    batch_ways,
-    make_mesh,
-    read_rows,
-    state_shardings,
-    to_global,
-)
+from mdm_jax.train.meshes import batch_ways, read_rows, to_global
 from mdm_jax.train.metrics import MetricsWriter, Reporter
 from mdm_jax.train.state import TrainState, with_params
-from mdm_jax.train.step import check_batch, jit_train_step
+from mdm_jax.train.step import check_batch
 from mdm_jax.train.trained import load_trained
 
 logger = logging.getLogger(__name__)
@@ -83,17 +75,15 @@ def train(
     """
     workdir = local_path(workdir)  # before a long look at the text
     experiment = build(config, documents=documents)
-    settings = experiment.config["train"]
-    mesh = make_mesh(experiment.config["mesh"])
-    _check_batches(experiment, mesh)
+    settings, mesh = experiment.config["train"], experiment.mesh
+    _check_batches(experiment)
     record = experiment.config | {"data_fingerprint": experiment.data_fingerprint()}
     with ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", **experiment.config["checkpoint"])
         )
-        shardings = _shardings(experiment, mesh)
-        state, start = _restore_or_create(experiment, checkpoints, shardings, record)
-        _announce(experiment, mesh, start, record)
+        state, start = _restore_or_create(experiment, checkpoints, record)
+        _announce(experiment, start, record)
         writer = stack.enter_context(MetricsWriter(workdir, resume_step=start))
         reporter = stack.enter_context(
             Reporter(
@@ -105,7 +95,7 @@ def train(
             )
         )
         request = stack.enter_context(StopRequest())
-        step_fns = _compiled_steps(experiment, mesh, shardings)
+        step_fns = experiment.steps()
         rows = settings["batch_size"]
         batches = data.Batches(experiment.train_data, rows, experiment.config["seed"])
         evaluation = {}
@@ -118,7 +108,7 @@ def train(
             preempted = request.signum is not None or checkpoints.reached_preemption(done)
             if last or done % settings["eval_every"] == 0:
                 reporter.flush()
-                evaluation = _evaluate(experiment, state, mesh)
+                evaluation = _evaluate(experiment, state)
                 writer.write(done, **evaluation)
             if last or preempted or done % settings["checkpoint_every"] == 0:
                 reporter.flush()  # raises before a state that went wrong is saved
@@ -128,12 +118,12 @@ def train(
                 raise Interrupted(request.signum or signal.SIGTERM, done)
         checkpoints.wait()
         save_params(workdir / "params", state.eval_params, record, overwrite=True)
-        return Result(state, evaluation or _evaluate(experiment, state, mesh), experiment)
+        return Result(state, evaluation or _evaluate(experiment, state), experiment)
 
 
-def _check_batches(experiment: Experiment, mesh: Mesh) -> None:
+def _check_batches(experiment: Experiment) -> None:
     """Refuses batch sizes that do not divide, before anything is compiled or written."""
-    settings, ways = experiment.config["train"], batch_ways(mesh)
+    settings, ways = experiment.config["train"], batch_ways(experiment.mesh)
     sizes = {
         "train.batch_size": (settings["batch_size"], settings["accumulate"]),
         "evaluation.batch_size": (experiment.config["evaluation"]["batch_size"], 1),
@@ -149,17 +139,13 @@ def _check_batches(experiment: Experiment, mesh: Mesh) -> None:
             )
 
 
-def _shardings(experiment: Experiment, mesh: Mesh) -> TrainState:
-    return state_shardings(jax.eval_shape(experiment.create_state), mesh, experiment.network.rules)
-
-
 def _restore_or_create(
     experiment: Experiment,
     checkpoints: Checkpoints,
-    shardings: TrainState,
     record: Mapping[str, Any],
 ) -> tuple[TrainState, int]:
     """The newest checkpoint, or a new state, which is saved at once: a bad disk shows now."""
+    shardings = experiment.shardings()
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         jax.eval_shape(experiment.create_state),
@@ -185,27 +171,7 @@ def _restore_or_create(
     return state, 0
 
 
-def _compiled_steps(experiment: Experiment, mesh: Mesh, shardings: TrainState) -> list[Any]:
-    """The step of each phase of the training; each is compiled when it is first called."""
-    config = experiment.config
-    return [
-        jit_train_step(
-            state_shardings=shardings,
-            batch_sharding=batch_sharding(mesh),
-            apply=experiment.apply,
-            objective=objective,
-            optimizer=experiment.optimizer,
-            seed=config["seed"],
-            ema_decay=config["ema"]["decay"],
-            ema_warmup=config["ema"]["warmup"],
-            accumulate=config["train"]["accumulate"],
-            teacher_every=experiment.family.teacher_every,
-        )
-        for _, objective in experiment.family.objectives
-    ]
-
-
-def _evaluate(experiment: Experiment, state: TrainState, mesh: Mesh) -> dict[str, float]:
+def _evaluate(experiment: Experiment, state: TrainState) -> dict[str, float]:
     """The bound on held-out text, of the averaged parameters if there are any."""
     settings, started = experiment.config["evaluation"], time.monotonic()
     report = evaluate_bound(
@@ -216,7 +182,7 @@ def _evaluate(experiment: Experiment, state: TrainState, mesh: Mesh) -> dict[str
         seed=EVALUATION_SEED,
         samples=settings["times"],
         constant=experiment.family.constant,
-        place=lambda batch: to_global(batch, mesh),
+        place=lambda batch: to_global(batch, experiment.mesh),
     )
     per_token = lambda nats: bits_per_byte(
         nats, experiment.held_out.token_count, experiment.held_out.bytes
@@ -236,7 +202,7 @@ def _evaluate(experiment: Experiment, state: TrainState, mesh: Mesh) -> dict[str
     return evaluation
 
 
-def _announce(experiment: Experiment, mesh: Mesh, start: int, record: Mapping[str, Any]) -> None:
+def _announce(experiment: Experiment, start: int, record: Mapping[str, Any]) -> None:
     """Logs what decides the numbers of this run."""
     network = experiment.network
     logger.info("%s, %s parameters", network.module.config, f"{network.parameters:,}")
@@ -247,7 +213,7 @@ def _announce(experiment: Experiment, mesh: Mesh, start: int, record: Mapping[st
     )
     logger.info(
         "%d device(s) (%s), mesh %s, jax %s, random numbers %s",
-        *(jax.device_count(), jax.devices()[0].device_kind, dict(mesh.shape)),
+        *(jax.device_count(), jax.devices()[0].device_kind, dict(experiment.mesh.shape)),
         *(jax.__version__, jax.random.key_impl(jax.random.key(0))),
     )
     logger.info("%s at step %d", "continuing" if start else "starting", start)
