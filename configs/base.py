@@ -28,6 +28,7 @@ def base() -> ConfigDict:
                 "dtype": "bfloat16",
                 "remat": "none",
                 "unroll": 1,
+                "attention": "xla",
             },
             "objective": {
                 "name": "mdlm",

@@ -4,6 +4,9 @@ Each mask is a frozen dataclass and a pytree. What varies by sequence (`cut`, `s
 with a batch axis, so masks are sliced, sharded and traced like the rest of a batch; what is static
 (`block`) is part of the tree's structure. Queries and keys are numbered in the order in which the
 network sees them; positions (for rotary) are another matter and may be permuted.
+
+Masks without an array are the same for every sequence. They also say `sees(q, k, queries)` for
+integers of numpy, so that a kernel can be made for them before anything is computed.
 """
 
 import dataclasses
@@ -45,6 +48,11 @@ class Bidirectional:
         """Returns None: nothing is hidden."""
         return None
 
+    def sees(self, q, k, queries: int):
+        """Returns True for all of q, int[Q, 1], and k, int[1, K]."""
+        del queries
+        return (q >= 0) & (k >= 0)
+
 
 @_mask
 class Causal:
@@ -67,7 +75,12 @@ class Causal:
     def allowed(self, queries: int, keys: int) -> jax.Array:
         """Returns bool[B or 1, queries, keys]."""
         q, k = _grid(queries, keys)
-        return k <= (q if self.start is None else q + _column(self.start))
+        return self.sees(q if self.start is None else q + _column(self.start), k, queries)
+
+    def sees(self, q, k, queries: int):
+        """Returns whether q, int[Q, 1], counted as the keys are, sees k, int[1, K]."""
+        del queries
+        return k <= q
 
 
 @_mask
@@ -95,7 +108,11 @@ class BlockCausal:
 
     def allowed(self, queries: int, keys: int) -> jax.Array:
         """Returns bool[1, queries, keys]."""
-        q, k = _grid(queries, keys)
+        return self.sees(*_grid(queries, keys), queries)
+
+    def sees(self, q, k, queries: int):
+        """Returns whether q, int[Q, 1], sees k, int[1, K]."""
+        del queries
         return k // self.block <= q // self.block
 
 
@@ -183,22 +200,30 @@ class TwoStream:
 
     def allowed(self, queries: int, keys: int) -> jax.Array:
         """Returns bool[B or 1, 2L, 2L]; `queries` and `keys` are 2L."""
-        length = queries // 2
-        if queries != keys or queries % 2 or length % self.block:
+        self.check(queries, keys)
+        q, k = _grid(queries, keys)
+        visible = self.sees(q, k, queries)
+        if self.cut is None:
+            return visible
+        length, cut = queries // 2, _column(self.cut)
+        both_clean = (q >= length) & (k >= length)
+        return visible | (both_clean & (q - length < cut) & (k - length < cut))
+
+    def check(self, queries: int, keys: int) -> None:
+        """Raises ValueError unless there are two streams of whole blocks."""
+        if queries != keys or queries % 2 or (queries // 2) % self.block:
             raise ValueError(
                 f"a two-stream mask needs [noised; clean] of 2 L positions, L a multiple of "
                 f"block={self.block}; got {queries} queries and {keys} keys."
             )
-        q, k = _grid(queries, keys)
+
+    def sees(self, q, k, queries: int):
+        """Returns whether q, int[Q, 1], sees k, int[1, K], without the prefix of `cut`."""
+        length = queries // 2
         q_clean, k_clean = q >= length, k >= length
-        q, k = q % length, k % length
-        q_block, k_block = q // self.block, k // self.block
+        q_block, k_block = (q % length) // self.block, (k % length) // self.block
         own = (q_clean == k_clean) & (q_block == k_block)
-        earlier = k_clean & (q_block > k_block)
-        if self.cut is None:
-            return own | earlier
-        cut = _column(self.cut)
-        return own | earlier | (q_clean & k_clean & (q < cut) & (k < cut))
+        return own | (k_clean & (q_block > k_block))
 
 
 @_mask
@@ -219,6 +244,53 @@ class Filled:
         """Returns bool[B, queries, keys]."""
         q, k = _grid(queries, keys)
         return (k < _column(self.count)) & (q >= 0)
+
+
+@_mask
+class Segments:
+    """A position sees its own document only: several documents packed into one window.
+
+    Attributes:
+        ids: int32[B, L], the document of each position: 0 is padding, documents count from 1.
+            (Padding sees padding, so that every query has a key.)
+        causal: Also hide what comes later.
+
+    Examples:
+        >>> ids = jnp.array([[1, 2, 2]])
+        >>> Segments(ids).allowed(3, 3)[0].astype(int)
+        Array([[1, 0, 0],
+               [0, 1, 1],
+               [0, 1, 1]], dtype=int32)
+        >>> Segments(ids, causal=True).allowed(3, 3)[0].astype(int)
+        Array([[1, 0, 0],
+               [0, 1, 0],
+               [0, 1, 1]], dtype=int32)
+    """
+
+    ids: jax.Array
+    causal: bool = _static(False)
+
+    def allowed(self, queries: int, keys: int) -> jax.Array:
+        """Returns bool[B, L, L]; `queries` and `keys` are L.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        self.check(queries, keys)
+        same = self.ids[:, :, None] == self.ids[:, None, :]
+        if not self.causal:
+            return same
+        q, k = _grid(queries, keys)
+        return same & (k <= q)
+
+    def check(self, queries: int, keys: int) -> None:
+        """Raises ValueError unless there is one id for each query and each key."""
+        length = self.ids.shape[-1]
+        if queries != length or keys != length:
+            raise ValueError(
+                f"segments {self.ids.shape} give a document to each of {length} positions; got "
+                f"{queries} queries and {keys} keys."
+            )
 
 
 def _grid(queries: int, keys: int) -> tuple[jax.Array, jax.Array]:

@@ -1,9 +1,22 @@
-"""Attention: the one place that decides how it is computed."""
+"""Attention, as XLA computes it: on any device and mesh, for every mask.
+
+Models take a function of its signature as an attribute, so that kernels of one kind of device can
+take its place: `mdm_jax.models.splash` on TPUs, `mdm_jax.models.cudnn` on GPUs.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from mdm_jax.masks import Mask
+
+# (q [B, Q, H, head_dim], k [B, K, G, head_dim], v [B, K, G, head_dim], mask) -> [B, Q, H, head_dim]
+Attention: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array, Mask], jax.Array]
+
+SAVED = "attention"
+"""Name of what a kernel's gradient needs of its result, for rematerialization policies."""
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:

@@ -20,6 +20,7 @@ from flax import linen as nn
 
 from mdm_jax.masks import Bidirectional, Causal, Mask, TwoStream
 from mdm_jax.models import embeddings
+from mdm_jax.models.attention import Attention, attention
 from mdm_jax.models.cache import Cache
 from mdm_jax.models.configs import DiTConfig
 from mdm_jax.models.layers import Head, TimeMLP, stacked_blocks, uniform
@@ -32,6 +33,8 @@ class DiT(nn.Module):
 
     Attributes:
         config: The architecture.
+        attention: How attention is computed: a function of the signature of
+            `mdm_jax.models.attention.attention`, the default.
 
     Examples:
         >>> model = DiT(DiTConfig.from_size("tiny", num_ids=5, layers=1))
@@ -42,6 +45,7 @@ class DiT(nn.Module):
     """
 
     config: DiTConfig
+    attention: Attention = attention
 
     def __call__(
         self,
@@ -181,7 +185,7 @@ class DiT(nn.Module):
         angles = embeddings.rotary_angles(positions, config.head_dim)
         # Keys and values enter and leave the scan layer by layer; without a cache they are None.
         layers = None if cache is None else cache[:2]
-        x, layers = stacked_blocks(config)(config, deterministic, name="blocks")(
+        x, layers = stacked_blocks(config)(config, deterministic, self.attention, name="blocks")(
             x, cond, angles, mask, layers, start
         )
         x = x if clean is None else x[:, : tokens.shape[1]]

@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from mdm_jax.masks import Mask
 from mdm_jax.models import embeddings
-from mdm_jax.models.attention import attention
+from mdm_jax.models.attention import Attention
 from mdm_jax.models.cache import write
 from mdm_jax.models.configs import TIME_FEATURES, DiTConfig
 
@@ -39,10 +39,12 @@ class Block(nn.Module):
     Attributes:
         config: The architecture.
         deterministic: Switch dropout off.
+        attention: How attention is computed.
     """
 
     config: DiTConfig
     deterministic: bool
+    attention: Attention
 
     @nn.compact
     def __call__(
@@ -99,7 +101,7 @@ class Block(nn.Module):
             dtype=config.dtype,
             name="attention_out",
         )
-        return out(attention(q, k, v, mask)), layer
+        return out(self.attention(q, k, v, mask)), layer
 
     def _mlp(self, h: jax.Array) -> jax.Array:
         """Returns the MLP branch, `config.dtype`[B, L, D]."""

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mdm_jax.masks import Bidirectional, Mask
 from mdm_jax.models import embeddings
+from mdm_jax.models.attention import Attention, attention
 from mdm_jax.models.md4_configs import MD4Config
 from mdm_jax.models.md4_layers import Condition, Head, dropped, stacked_blocks
 
@@ -27,6 +29,8 @@ class MD4(nn.Module):
 
     Attributes:
         config: The architecture.
+        attention: How attention is computed: a function of the signature of
+            `mdm_jax.models.attention.attention`, the default.
 
     Examples:
         >>> model = MD4(MD4Config(vocab_size=5, layers=2, heads=2, features=4, classes=3))
@@ -37,6 +41,7 @@ class MD4(nn.Module):
     """
 
     config: MD4Config
+    attention: Attention = attention
 
     @nn.compact
     def __call__(
@@ -46,6 +51,7 @@ class MD4(nn.Module):
         *,
         t: jax.Array | None = None,
         label: jax.Array | None = None,
+        mask: Mask | None = None,
         deterministic: bool = True,
         unembed: bool = True,
     ) -> jax.Array:
@@ -59,6 +65,7 @@ class MD4(nn.Module):
             t: float32[B] or a scalar, the time in [0, 1], which the published models are fed
                 whatever their schedule. Neither is read without `config.time_conditioning`.
             label: int32[B], the class of each sequence, if `config.classes`.
+            mask: Who attends to whom, by default everyone.
             deterministic: Switch dropout off. Otherwise `apply` needs `rngs={"dropout": key}`.
             unembed: Apply the head's matmul. Otherwise return the states it is applied to, for
                 losses that make the logits themselves (`mdm_jax.from_hidden`).
@@ -83,7 +90,9 @@ class MD4(nn.Module):
         elif label is not None:
             raise ValueError("label is given, but config.classes is 0.")
         angles = embeddings.rotary_angles(jnp.arange(tokens.shape[1]), config.features)
-        x, _ = stacked_blocks(config)(config, deterministic, name="blocks")(x, cond, angles)
+        mask = Bidirectional() if mask is None else mask
+        blocks = stacked_blocks(config)(config, deterministic, self.attention, name="blocks")
+        x, _ = blocks(x, cond, angles, mask)
         return Head(config, name="head")(x, cond, unembed=unembed)
 
     def _conditions(self, tokens, sigma, t, label) -> tuple[jax.Array, jax.Array | None]:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mdm_jax.masks import Bidirectional
+from mdm_jax.masks import Mask
 from mdm_jax.models import embeddings
-from mdm_jax.models.attention import attention
+from mdm_jax.models.attention import Attention
 from mdm_jax.models.md4_configs import MD4Config
 
 _REMAT_POLICIES = {
@@ -45,14 +45,16 @@ class Block(nn.Module):
     Attributes:
         config: The architecture.
         deterministic: Switch dropout off.
+        attention: How attention is computed.
     """
 
     config: MD4Config
     deterministic: bool
+    attention: Attention
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cond: jax.Array | None, angles: tuple[jax.Array, jax.Array]
+        self, x: jax.Array, cond: jax.Array | None, angles: tuple[jax.Array, jax.Array], mask: Mask
     ) -> tuple[jax.Array, None]:
         """Returns the next residual stream, in the (carry, output) form of a scan.
 
@@ -60,20 +62,23 @@ class Block(nn.Module):
             x: float32[B, L, D].
             cond: float32[B, features], or None without time.
             angles: Rotary cosines and sines, float32[L, features / 2] each.
+            mask: Who attends to whom.
         """
         config = self.config
         if cond is None:
-            x = x + self._dropped(self._attend(_rms_norm("norm_attention")(x), angles))
+            x = x + self._dropped(self._attend(_rms_norm("norm_attention")(x), angles, mask))
             return x + self._dropped(self._mlp(_rms_norm("norm_mlp")(x))), None
         # Shift, scale, gate of attention, then of the MLP.
         shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(6, config)(cond)
         h = _standardized(x) * (1.0 + scale1) + shift1
-        x = x + gate1 * self._dropped(self._attend(h, angles))
+        x = x + gate1 * self._dropped(self._attend(h, angles, mask))
         h = _standardized(x) * (1.0 + scale2) + shift2
         x = x + gate2 * self._dropped(self._mlp(h))
         return x, None
 
-    def _attend(self, h: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def _attend(
+        self, h: jax.Array, angles: tuple[jax.Array, jax.Array], mask: Mask
+    ) -> jax.Array:
         """Returns the attention branch, `config.dtype`[B, L, D]."""
         config = self.config
         # One matmul for q, k and v, its kernel [D, 3, H, features] so that heads can be sharded.
@@ -86,7 +91,7 @@ class Block(nn.Module):
         out = nn.DenseGeneral(
             config.width, axis=(-2, -1), use_bias=False, dtype=config.dtype, name="attention_out"
         )
-        return out(attention(q, k, v, Bidirectional()))
+        return out(self.attention(q, k, v, mask))
 
     def _mlp(self, h: jax.Array) -> jax.Array:
         """Returns the MLP branch, down(act(gate(h)) * up(h)), `config.dtype`[B, L, D]."""

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mdm_jax.masks import Bidirectional, Causal, Mask
+from mdm_jax.masks import Bidirectional, Causal, Mask, Segments
 from mdm_jax.models import embeddings
-from mdm_jax.models.attention import attention
+from mdm_jax.models.attention import Attention, attention
 from mdm_jax.models.cache import Cache, write
 from mdm_jax.models.smdm_configs import SMDMConfig
 
@@ -32,6 +32,8 @@ class SMDM(nn.Module):
 
     Attributes:
         config: The architecture.
+        attention: How attention is computed: a function of the signature of
+            `mdm_jax.models.attention.attention`, the default.
 
     Examples:
         >>> config = SMDMConfig(vocab_size=5, width=8, layers=2, heads=2, hidden=12)
@@ -42,6 +44,7 @@ class SMDM(nn.Module):
     """
 
     config: SMDMConfig
+    attention: Attention = attention
 
     def __call__(
         self,
@@ -61,7 +64,7 @@ class SMDM(nn.Module):
                 that models can be exchanged.
             mask: Who attends to whom, by default everyone. `Filled(count)` hides the tokens from
                 `count` on, so that those before get the logits of a shorter text. Only for a
-                bidirectional model.
+                bidirectional model; a causal one takes `Segments(ids, causal=True)`.
             deterministic: Not read: there is no dropout.
             unembed: Apply the head's matmul. Otherwise return the states it is applied to, for
                 losses that make the logits themselves (`mdm_jax.from_hidden`).
@@ -79,10 +82,10 @@ class SMDM(nn.Module):
         _check(tokens)
         if mask is None:
             mask = Causal() if self.config.causal else Bidirectional()
-        elif self.config.causal:
+        elif self.config.causal and not (isinstance(mask, Segments) and mask.causal):
             raise ValueError(
-                f"mask={mask!r} would take the place of a causal model's own: give none, or build "
-                "the model with causal=False."
+                f"mask={mask!r} would take the place of a causal model's own: give none, or "
+                "Segments(ids, causal=True), or build the model with causal=False."
             )
         logits, _ = self._forward(tokens, jnp.arange(tokens.shape[1]), mask, None, unembed)
         return logits
@@ -175,7 +178,7 @@ class SMDM(nn.Module):
         x = embeddings.lookup(jnp.asarray(table), tokens)
         # Keys and values enter and leave the scan layer by layer; without a cache they are None.
         layers = None if cache is None else cache[:2]
-        x, layers = _stacked(config)(config, name="blocks")(
+        x, layers = _stacked(config)(config, self.attention, name="blocks")(
             x, _angles(positions, config), mask, layers, start
         )
         x = x if read is None else jnp.take_along_axis(x, read[..., None], axis=1)
@@ -187,9 +190,11 @@ class Block(nn.Module):
 
     Attributes:
         config: The architecture.
+        attention: How attention is computed.
     """
 
     config: SMDMConfig
+    attention: Attention
 
     @nn.compact
     def __call__(
@@ -238,7 +243,7 @@ class Block(nn.Module):
             dtype=config.dtype,
             name="attention_out",
         )
-        return out(attention(q, k, v, mask)), layer
+        return out(self.attention(q, k, v, mask)), layer
 
     def _mlp(self, h: jax.Array) -> jax.Array:
         """Returns the MLP branch, down(silu(gate(h)) * up(h)), `config.dtype`[B, L, D]."""

@@ -17,6 +17,7 @@ FREE_FIELDS = (
     "train.loss_chunk",
     "model.remat",
     "model.unroll",
+    "model.attention",
     "checkpoint.",
     "evaluation.",
     "mesh.",

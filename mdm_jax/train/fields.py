@@ -24,6 +24,7 @@ FIELDS: dict[str, Any] = {
         "dtype": str,
         "remat": str,
         "unroll": int,
+        "attention": str,  # "xla", "splash" (TPU), "cudnn" (GPU), "auto"
     },
     # A field that the named objective does not read holds its neutral value (families.NEUTRAL).
     "objective": {

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 import mdm_jax as mdm
 from mdm_jax import objectives
 from mdm_jax.models.unembedding import unembedding
+from mdm_jax.train.backends import make_attention
 from mdm_jax.train.families import Family, make_family
 from mdm_jax.train.meshes import batch_sharding, batch_ways, make_mesh, state_shardings
 from mdm_jax.train.networks import Network, make_network
@@ -113,7 +114,8 @@ def build_learner(config: dict[str, Any], vocab_size: int, mesh: Mesh | None = N
     family = make_family(config, vocab_size)
     if family.process is not None:
         vocab_size = family.process.vocab_size
-    network = make_network(config["model"], vocab_size, family.num_ids)
+    attend = make_attention(config["model"]["attention"], mesh)
+    network = make_network(config["model"], vocab_size, family.num_ids, attend)
     apply, init = _functions(config, family, network)
     family = family._replace(
         objectives=tuple((at, _chunked(config, family, one, mesh)) for at, one in family.objectives)

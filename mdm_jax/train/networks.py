@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mdm_jax.models.attention import Attention, attention
 from mdm_jax.models.configs import DiTConfig, parameter_count
 from mdm_jax.models.dit import DiT
 from mdm_jax.models.md4 import MD4
@@ -45,7 +46,9 @@ class Network(NamedTuple):
 
     def init(self, key: jax.Array, length: int) -> Params:
         """Returns parameters drawn for windows of `length`; they depend on `key` alone."""
-        return self.module.init(key, jnp.zeros((1, length), jnp.int32))["params"]
+        # One row, which no mesh divides: a kernel made for one could not take it.
+        module = self.module.clone(attention=attention)
+        return module.init(key, jnp.zeros((1, length), jnp.int32))["params"]
 
     def call(self, params: Params, inputs: Mapping[str, Any], dropout_key: Any, **options) -> Any:
         """Applies the module to the keyword arguments that an objective prepared."""
@@ -59,13 +62,16 @@ class Network(NamedTuple):
         )
 
 
-def make_network(section: Mapping[str, Any], vocab_size: int, num_ids: int) -> Network:
+def make_network(
+    section: Mapping[str, Any], vocab_size: int, num_ids: int, attend: Attention = attention
+) -> Network:
     """The ``model`` section; numbers that are 0 come from the size.
 
     Args:
         section: ``config.model``.
         vocab_size: data ids.
         num_ids: ids the model embeds, the mask among them.
+        attend: how attention is computed, see `mdm_jax.train.backends.make_attention`.
 
     Raises:
         ValueError: if the family or the size is unknown, or a field is set that the family has
@@ -89,15 +95,15 @@ def make_network(section: Mapping[str, Any], vocab_size: int, num_ids: int) -> N
             section["size"], vocab_size=vocab_size, causal=section["causal"], **fields
         )
         _check_ids(family, config.num_ids, num_ids)
-        return Network(SMDM(config), SMDM_RULES, smdm_parameter_count(config))
+        return Network(SMDM(config, attend), SMDM_RULES, smdm_parameter_count(config))
     fields |= {name: section[name] for name in ("dropout", "time_conditioning")}
     if family == "md4":
         config = MD4Config.from_size(section["size"], vocab_size, **fields)
         _check_ids(family, config.num_ids, num_ids)
-        return Network(MD4(config), MD4_RULES, md4_parameter_count(config))
+        return Network(MD4(config, attend), MD4_RULES, md4_parameter_count(config))
     fields |= {name: section[name] for name in ("adaln", "causal")}
     config = DiTConfig.from_size(section["size"], num_ids, **fields)
-    return Network(DiT(config), DIT_RULES, parameter_count(config))
+    return Network(DiT(config, attend), DIT_RULES, parameter_count(config))
 
 
 def _check_fixed(section: Mapping[str, Any]) -> None:
