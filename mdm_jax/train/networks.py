@@ -13,6 +13,7 @@ from mdm_jax.models.md4 import MD4
 from mdm_jax.models.md4_configs import MD4Config, md4_parameter_count
 from mdm_jax.models.smdm import SMDM
 from mdm_jax.models.smdm_configs import SMDMConfig, smdm_parameter_count
+from mdm_jax.train.mesh_choice import Divided
 from mdm_jax.train.meshes import DIT_RULES, MD4_RULES, SMDM_RULES, Rules
 from mdm_jax.train.state import Params
 
@@ -37,11 +38,13 @@ class Network(NamedTuple):
         module: the Linen module.
         rules: how its parameters are sharded.
         parameters: how many it has.
+        divided: its sizes that are spread over devices.
     """
 
     module: nn.Module
     rules: Rules
     parameters: int
+    divided: tuple[Divided, ...]
 
     def init(self, key: jax.Array, length: int) -> Params:
         """Returns parameters drawn for windows of `length`; they depend on `key` alone."""
@@ -89,15 +92,30 @@ def make_network(section: Mapping[str, Any], vocab_size: int, num_ids: int) -> N
             section["size"], vocab_size=vocab_size, causal=section["causal"], **fields
         )
         _check_ids(family, config.num_ids, num_ids)
-        return Network(SMDM(config), SMDM_RULES, smdm_parameter_count(config))
+        name = "model.heads" if config.groups == config.heads else "groups of heads"
+        divided = _divided(name, config.groups, config.width, config.hidden)
+        return Network(SMDM(config), SMDM_RULES, smdm_parameter_count(config), divided)
     fields |= {name: section[name] for name in ("dropout", "time_conditioning")}
     if family == "md4":
         config = MD4Config.from_size(section["size"], vocab_size, **fields)
         _check_ids(family, config.num_ids, num_ids)
-        return Network(MD4(config), MD4_RULES, md4_parameter_count(config))
+        divided = _divided("model.heads", config.heads, config.width, config.hidden)
+        if config.factored_embedding:
+            divided += (Divided("features of a head", config.features, ("fsdp",)),)
+        return Network(MD4(config), MD4_RULES, md4_parameter_count(config), divided)
     fields |= {name: section[name] for name in ("adaln", "causal")}
     config = DiTConfig.from_size(section["size"], num_ids, **fields)
-    return Network(DiT(config), DIT_RULES, parameter_count(config))
+    divided = _divided("model.heads", config.heads, config.width, config.mlp_ratio * config.width)
+    return Network(DiT(config), DIT_RULES, parameter_count(config), divided)
+
+
+def _divided(name: str, heads: int, width: int, hidden: int) -> tuple[Divided, ...]:
+    """What the rules of all families spread: whole heads, the stream and the MLP."""
+    return (
+        Divided(name, heads, ("tensor",)),
+        Divided("model.width", width, ("fsdp",)),
+        Divided("width of the MLP", hidden, ("tensor",)),
+    )
 
 
 def _check_fixed(section: Mapping[str, Any]) -> None:
