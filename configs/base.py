@@ -95,7 +95,7 @@ def base() -> ConfigDict:
             "ema": {"decay": 0.9999, "warmup": True},
             "evaluation": {"batch_size": 512, "max_windows": 4096, "times": 1},
             "checkpoint": {"keep": 3, "keep_every": 100_000},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "slices": 1},
         }
     )
 

@@ -76,9 +76,7 @@ class Block(nn.Module):
         x = x + gate2 * self._dropped(self._mlp(h))
         return x, None
 
-    def _attend(
-        self, h: jax.Array, angles: tuple[jax.Array, jax.Array], mask: Mask
-    ) -> jax.Array:
+    def _attend(self, h: jax.Array, angles: tuple[jax.Array, jax.Array], mask: Mask) -> jax.Array:
         """Returns the attention branch, `config.dtype`[B, L, D]."""
         config = self.config
         # One matmul for q, k and v, its kernel [D, 3, H, features] so that heads can be sharded.

@@ -98,9 +98,7 @@ def _splash(
 ) -> jax.Array:
     """Splash attention, each device on its part."""
     rows, heads, queries = _axes(mesh)
-    call = splash.prepare(
-        q, k, v, mask, parts=mesh.shape.get("sequence", 1), interpret=interpret
-    )
+    call = splash.prepare(q, k, v, mask, parts=mesh.shape.get("sequence", 1), interpret=interpret)
     kernel = call.kernel.manual_sharding_spec(NamedSharding(mesh, P(None, queries)))
     segments = None if call.segments is None else type(call.segments)(P(rows, queries), P(rows))
     specs = (kernel, P(rows, queries, heads), P(rows, None, heads), P(rows, None, heads), segments)

@@ -90,7 +90,8 @@ FIELDS: dict[str, Any] = {
         "times": int,  # noise draws per window
     },
     "checkpoint": {"keep": int, "keep_every": int},
-    "mesh": {"data": int, "fsdp": int, "tensor": int},
+    # -1, once: whatever is left; 0: chosen to fit, see `choose_mesh`.
+    "mesh": {"data": int, "fsdp": int, "tensor": int, "sequence": int, "slices": int},
 }
 
 _AT_LEAST_ONE = (

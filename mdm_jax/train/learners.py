@@ -13,7 +13,8 @@ from mdm_jax import objectives
 from mdm_jax.models.unembedding import unembedding
 from mdm_jax.train.backends import make_attention
 from mdm_jax.train.families import Family, make_family
-from mdm_jax.train.meshes import batch_sharding, batch_ways, make_mesh, state_shardings
+from mdm_jax.train.mesh_choice import Divided, check_mesh, choose_mesh
+from mdm_jax.train.meshes import AXES, batch_sharding, batch_ways, make_mesh, state_shardings
 from mdm_jax.train.networks import Network, make_network
 from mdm_jax.train.optimizers import adamw, learning_rate
 from mdm_jax.train.state import Params, TrainState, create_state
@@ -107,15 +108,19 @@ def build_learner(config: dict[str, Any], vocab_size: int, mesh: Mesh | None = N
             machine that is not here.
 
     Raises:
-        ValueError: if a name is unknown, or if two fields contradict each other. The message names
-            the fields and what is valid.
+        ValueError: if a name is unknown, if two fields contradict each other, or if the model does
+            not divide over the mesh. The message names the fields and what is valid.
     """
-    mesh = make_mesh(config["mesh"]) if mesh is None else mesh
     family = make_family(config, vocab_size)
     if family.process is not None:
         vocab_size = family.process.vocab_size
-    attend = make_attention(config["model"]["attention"], mesh)
-    network = make_network(config["model"], vocab_size, family.num_ids, attend)
+    network = make_network(config["model"], vocab_size, family.num_ids)
+    if mesh is None:
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        axes = choose_axes(config, family, network, devices=jax.device_count(), memory=memory)
+        mesh = make_mesh(axes, slices=config["mesh"]["slices"])
+    check_mesh(mesh.shape, _divided(config, network))
+    network = network.attending(make_attention(config["model"]["attention"], mesh))
     apply, init = _functions(config, family, network)
     family = family._replace(
         objectives=tuple((at, _chunked(config, family, one, mesh)) for at, one in family.objectives)
@@ -131,6 +136,54 @@ def build_learner(config: dict[str, Any], vocab_size: int, mesh: Mesh | None = N
         optimizer=adamw(config["optimizer"], rate),
         learning_rate=rate,
     )
+
+
+def choose_axes(
+    config: Mapping[str, Any],
+    family: Family,
+    network: Network,
+    *,
+    devices: int,
+    memory: int | None,
+) -> dict[str, int]:
+    """Returns ``config.mesh`` with the axes that are 0 chosen, see `mesh_choice.choose_mesh`.
+
+    Args:
+        config: what `fields.checked` returns.
+        family: of the config.
+        network: of the config.
+        devices: how many there are to train on.
+        memory: bytes of one of them; None where unknown, and then enough.
+
+    Raises:
+        ValueError: if no mesh will do.
+    """
+    section, settings = config["mesh"], config["train"]
+    rows = family.rows_together
+    batches = [
+        Divided(
+            *("train.batch_size", settings["batch_size"], ("data", "fsdp")),
+            unit=rows * settings["accumulate"],
+        ),
+        Divided(
+            "evaluation.batch_size", config["evaluation"]["batch_size"], ("data", "fsdp"), rows
+        ),
+    ]
+    # Parameters, a gradient and two moments; an average and a teacher where there are any.
+    copies = 4 + (config["ema"]["decay"] > 0) + (family.teacher_every > 0)
+    return choose_mesh(
+        {name: section[name] for name in AXES},
+        batches + _divided(config, network),
+        devices=devices,
+        state_bytes=4 * copies * network.parameters,
+        memory=memory,
+        slices=section["slices"],
+    )
+
+
+def _divided(config: Mapping[str, Any], network: Network) -> list[Divided]:
+    """What of the model and of a window must divide over a mesh."""
+    return [*network.divided, Divided("data.length", config["data"]["length"], ("sequence",))]
 
 
 def _functions(

@@ -1,8 +1,8 @@
 """Where arrays live: the mesh, and path rules that shard a train state over it.
 
 This is the only file that decides sharding. Rows of a batch are spread over the axes "data" and
-"fsdp"; parameters, their moments and their average are spread over "fsdp" and "tensor" by rules on
-their paths. The compiler inserts the collectives.
+"fsdp" and their positions over "sequence"; parameters, their moments and their average are spread
+over "fsdp" and "tensor" by rules on their paths. The compiler inserts the collectives.
 """
 
 import math
@@ -12,9 +12,11 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
 Rules: TypeAlias = Sequence[tuple[str, P]]
 
@@ -54,27 +56,58 @@ MD4_RULES: Rules = (
 
 
 def make_mesh(
-    axes: Mapping[str, int] | None = None, *, axis_type: AxisType = AxisType.Auto
+    axes: Mapping[str, int] | None = None,
+    *,
+    slices: int = 1,
+    devices: Sequence[Any] | None = None,
+    axis_type: AxisType = AxisType.Auto,
 ) -> Mesh:
     """Returns a mesh over all devices, with Auto axes unless asked otherwise.
 
     Args:
         axes: size by axis name, of which one may be -1: whatever is left. None is
-            ``{"data": -1, "fsdp": 1, "tensor": 1}``.
+            ``{"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}``.
+        slices: groups of devices that only a data-center network joins, such as the slices of a
+            multi-slice TPU job. "data" is then a multiple of it, and the slices differ in "data"
+            alone, so that nothing but the sum of gradients crosses the slow network.
+        devices: what to make the mesh of, for instance the devices of a
+            `jax.experimental.topologies` description; by default all devices of all processes.
         axis_type: how the compiler treats the axes. (`jax.make_mesh` on its own makes Explicit
             axes. On those a model must say how each operation is sharded: `DiT` runs on them with
             its parameters replicated, and needs Auto axes for "fsdp" and "tensor".)
 
     Raises:
-        ValueError: if the sizes do not multiply to the number of devices.
+        ValueError: if the sizes do not multiply to the number of devices, or the devices are not
+            in that many slices.
 
     Examples:
         >>> mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
         >>> mesh.axis_names, mesh.size == jax.device_count()
         (('data', 'fsdp', 'tensor'), True)
     """
-    sizes = dict(axes or {"data": -1, "fsdp": 1, "tensor": 1})
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = mesh_sizes(axes or {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}, len(devices))
+    types = (axis_type,) * len(sizes)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), types, devices=devices)
+    return Mesh(slice_grid(sizes, slices, devices), tuple(sizes), axis_types=types)
+
+
+def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
+    """Returns the size of each axis of a mesh of so many devices, with -1 worked out.
+
+    Args:
+        axes: size by axis name, of which one may be -1: whatever is left.
+        devices: how many there are.
+
+    Raises:
+        ValueError: if the sizes do not multiply to the number of devices.
+
+    Examples:
+        >>> mesh_sizes({"data": -1, "fsdp": 2}, devices=8)
+        {'data': 4, 'fsdp': 2}
+    """
+    sizes = dict(axes)
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     valid = len(free) <= 1 and all(size >= 1 or size == -1 for size in sizes.values())
@@ -85,7 +118,39 @@ def make_mesh(
         )
     for name in free:
         sizes[name] = devices // fixed
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(axis_type,) * len(sizes))
+    return sizes
+
+
+def slice_grid(sizes: Mapping[str, int], slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """Returns the devices of a mesh over several slices, which differ in "data" alone.
+
+    Args:
+        sizes: size by axis name.
+        slices: groups of devices, told apart by their ``slice_index``.
+        devices: all of them.
+
+    Raises:
+        ValueError: if the devices are not in that many slices of equal size, or "data" is not a
+            multiple of it.
+    """
+    found: dict[Any, int] = {}
+    for device in devices:
+        index = getattr(device, "slice_index", None)
+        found[index] = found.get(index, 0) + 1
+    if slices < 1 or None in found or len(found) != slices or len(set(found.values())) != 1:
+        said = "not in slices" if None in found else f"in slices of {sorted(found.values())}"
+        raise ValueError(
+            f"mesh.slices={slices}, but the {len(devices)} device(s) are {said}: set mesh.slices "
+            f"to {1 if None in found else len(found)}, or start as many devices in every slice"
+        )
+    if sizes.get("data", 1) % slices:
+        raise ValueError(
+            f"mesh.data={sizes.get('data', 1)} does not divide over mesh.slices={slices}: slices "
+            f"share nothing but rows of the batch, so mesh.data must be a multiple of {slices}"
+        )
+    within = [size // slices if name == "data" else size for name, size in sizes.items()]
+    across = [slices if name == "data" else 1 for name in sizes]
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices)
 
 
 def partition_spec(path: str, rules: Rules) -> P:
@@ -154,14 +219,24 @@ def _present(entry: str | tuple[str, ...] | None, mesh: Mesh) -> tuple[str, ...]
     return tuple(axis for axis in axes if axis in mesh.shape)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: rows over "data" and "fsdp", whichever the mesh has.
+def batch_sharding(mesh: Mesh, ndim: int = 2) -> NamedSharding:
+    """Returns the sharding of an array of a batch, over those axes that the mesh has.
+
+    Rows are spread over "data" and "fsdp", positions over "sequence".
+
+    Args:
+        mesh: from `make_mesh`.
+        ndim: 2 for [B, L], 1 for [B].
 
     Examples:
-        >>> batch_sharding(make_mesh()).spec == P(("data", "fsdp"))
+        >>> batch_sharding(make_mesh()).spec == P(("data", "fsdp"), "sequence")
         True
     """
-    return NamedSharding(mesh, P(_present(BATCH_AXES, mesh)))
+    entries = (_present(BATCH_AXES, mesh), _present("sequence", mesh))[:ndim]
+    spec = [axes[0] if len(axes) == 1 else axes or None for axes in entries]
+    while spec and spec[-1] is None:
+        spec.pop()
+    return NamedSharding(mesh, P(*spec))
 
 
 def batch_ways(mesh: Mesh) -> int:
@@ -177,8 +252,8 @@ def batch_ways(mesh: Mesh) -> int:
 def row_ranges(mesh: Mesh, batch_size: int, devices: Iterable[Any]) -> list[tuple[int, int]]:
     """Returns the rows [start, stop) of a batch that the given devices hold, each range once.
 
-    Devices that differ in a model axis ("tensor") alone hold the same rows, so the processes of a
-    mesh whose model axis spans them need overlapping rows, or all of them the same.
+    Devices that differ in "tensor" or "sequence" alone hold the same rows, so the processes of a
+    mesh whose such axes span them need overlapping rows, or all of them the same.
 
     Args:
         mesh: from `make_mesh`.
@@ -197,7 +272,7 @@ def row_ranges(mesh: Mesh, batch_size: int, devices: Iterable[Any]) -> list[tupl
             f"{batch_size} rows do not divide over the {batch_ways(mesh)} slices of mesh "
             f"{dict(mesh.shape)}: use a multiple"
         )
-    slices = batch_sharding(mesh).devices_indices_map((batch_size,))
+    slices = batch_sharding(mesh, 1).devices_indices_map((batch_size,))
     return sorted({slices[device][0].indices(batch_size)[:2] for device in devices})
 
 
@@ -221,15 +296,14 @@ def read_rows(
         >>> bool((batch["x"] == rows).all())
         True
     """
-    sharding = batch_sharding(mesh)
-    ranges = row_ranges(mesh, batch_size, sharding.addressable_devices)
+    ranges = row_ranges(mesh, batch_size, batch_sharding(mesh).addressable_devices)
     parts = {part: read(*part) for part in ranges}
     one = next(iter(parts.values()))
 
     def joined(name: str) -> jax.Array:
-        take = lambda index: parts[index[0].indices(batch_size)[:2]][name]
+        take = lambda index: parts[index[0].indices(batch_size)[:2]][name][:, *index[1:]]
         shape = (batch_size, *one[name].shape[1:])
-        return jax.make_array_from_callback(shape, sharding, take)
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, len(shape)), take)
 
     return {name: joined(name) for name in one}
 

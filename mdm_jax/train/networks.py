@@ -14,6 +14,7 @@ from mdm_jax.models.md4 import MD4
 from mdm_jax.models.md4_configs import MD4Config, md4_parameter_count
 from mdm_jax.models.smdm import SMDM
 from mdm_jax.models.smdm_configs import SMDMConfig, smdm_parameter_count
+from mdm_jax.train.mesh_choice import Divided
 from mdm_jax.train.meshes import DIT_RULES, MD4_RULES, SMDM_RULES, Rules
 from mdm_jax.train.state import Params
 
@@ -38,17 +39,23 @@ class Network(NamedTuple):
         module: the Linen module.
         rules: how its parameters are sharded.
         parameters: how many it has.
+        divided: its sizes that are spread over devices.
     """
 
     module: nn.Module
     rules: Rules
     parameters: int
+    divided: tuple[Divided, ...]
 
     def init(self, key: jax.Array, length: int) -> Params:
         """Returns parameters drawn for windows of `length`; they depend on `key` alone."""
         # One row, which no mesh divides: a kernel made for one could not take it.
         module = self.module.clone(attention=attention)
         return module.init(key, jnp.zeros((1, length), jnp.int32))["params"]
+
+    def attending(self, attention: Attention) -> "Network":
+        """Returns the network with another attention, see `mdm_jax.train.backends`."""
+        return self._replace(module=self.module.clone(attention=attention))
 
     def call(self, params: Params, inputs: Mapping[str, Any], dropout_key: Any, **options) -> Any:
         """Applies the module to the keyword arguments that an objective prepared."""
@@ -62,16 +69,13 @@ class Network(NamedTuple):
         )
 
 
-def make_network(
-    section: Mapping[str, Any], vocab_size: int, num_ids: int, attend: Attention = attention
-) -> Network:
+def make_network(section: Mapping[str, Any], vocab_size: int, num_ids: int) -> Network:
     """The ``model`` section; numbers that are 0 come from the size.
 
     Args:
         section: ``config.model``.
         vocab_size: data ids.
         num_ids: ids the model embeds, the mask among them.
-        attend: how attention is computed, see `mdm_jax.train.backends.make_attention`.
 
     Raises:
         ValueError: if the family or the size is unknown, or a field is set that the family has
@@ -95,15 +99,30 @@ def make_network(
             section["size"], vocab_size=vocab_size, causal=section["causal"], **fields
         )
         _check_ids(family, config.num_ids, num_ids)
-        return Network(SMDM(config, attend), SMDM_RULES, smdm_parameter_count(config))
+        name = "model.heads" if config.groups == config.heads else "groups of heads"
+        divided = _divided(name, config.groups, config.width, config.hidden)
+        return Network(SMDM(config), SMDM_RULES, smdm_parameter_count(config), divided)
     fields |= {name: section[name] for name in ("dropout", "time_conditioning")}
     if family == "md4":
         config = MD4Config.from_size(section["size"], vocab_size, **fields)
         _check_ids(family, config.num_ids, num_ids)
-        return Network(MD4(config, attend), MD4_RULES, md4_parameter_count(config))
+        divided = _divided("model.heads", config.heads, config.width, config.hidden)
+        if config.factored_embedding:
+            divided += (Divided("features of a head", config.features, ("fsdp",)),)
+        return Network(MD4(config), MD4_RULES, md4_parameter_count(config), divided)
     fields |= {name: section[name] for name in ("adaln", "causal")}
     config = DiTConfig.from_size(section["size"], num_ids, **fields)
-    return Network(DiT(config, attend), DIT_RULES, parameter_count(config))
+    divided = _divided("model.heads", config.heads, config.width, config.mlp_ratio * config.width)
+    return Network(DiT(config), DIT_RULES, parameter_count(config), divided)
+
+
+def _divided(name: str, heads: int, width: int, hidden: int) -> tuple[Divided, ...]:
+    """What the rules of all families spread: whole heads, the stream and the MLP."""
+    return (
+        Divided(name, heads, ("tensor",)),
+        Divided("model.width", width, ("fsdp",)),
+        Divided("width of the MLP", hidden, ("tensor",)),
+    )
 
 
 def _check_fixed(section: Mapping[str, Any]) -> None:

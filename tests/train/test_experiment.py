@@ -308,7 +308,7 @@ def edited(path, value):
         ("modle", {}, r"unknown field config\.modle: the fields of config are seed, model"),
         ("train.steps", None, r"missing field config\.train\.steps"),
         ("mesh", None, r"missing field config\.mesh"),
-        ("mesh", 3, r"config\.mesh must be a mapping with the fields data, fsdp, tensor"),
+        ("mesh", 3, r"config\.mesh must be a mapping with the fields data, fsdp, tensor, sequence"),
         ("train.steps", 5.0, r"config\.train\.steps must be of type int, got 5\.0"),
         ("model.adaln", 1, r"config\.model\.adaln must be of type bool, got 1"),
         ("seed", True, r"config\.seed must be of type int, got True"),

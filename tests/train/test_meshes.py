@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import jax
@@ -10,21 +11,39 @@ from jax.sharding import PartitionSpec as P
 
 from mdm_jax.models.configs import DiTConfig
 from mdm_jax.models.dit import DiT
+from mdm_jax.models.gpt2 import GPT2
+from mdm_jax.models.gpt2_configs import GPT2Config
+from mdm_jax.models.md4 import MD4
+from mdm_jax.models.md4_configs import MD4Config
+from mdm_jax.models.smdm import SMDM
+from mdm_jax.models.smdm_configs import SMDMConfig
 from mdm_jax.train.meshes import (
     DIT_RULES,
+    MD4_RULES,
+    SMDM_RULES,
     batch_sharding,
     batch_ways,
     make_mesh,
     read_rows,
     row_ranges,
+    slice_grid,
     state_shardings,
     to_global,
 )
 from mdm_jax.train.state import create_state
 
+FAMILIES = {
+    "dit": (DiT(DiTConfig(num_ids=7, width=16, layers=3, heads=2, cond_dim=4)), DIT_RULES),
+    "smdm": (SMDM(SMDMConfig(vocab_size=7, width=16, layers=3, heads=2, hidden=24)), SMDM_RULES),
+    "md4": (
+        MD4(MD4Config(vocab_size=7, features=8, layers=3, heads=2, time_conditioning=True)),
+        MD4_RULES,
+    ),
+    "gpt2": (GPT2(GPT2Config(vocab_size=7, width=16, layers=3, heads=2, positions=8)), DIT_RULES),
+}
 
-def abstract_state():
-    model = DiT(DiTConfig(num_ids=7, width=16, layers=3, heads=2, cond_dim=4))
+
+def abstract_state(model=FAMILIES["dit"][0]):
     init = lambda key: model.init(key, jnp.zeros((1, 4), jnp.int32))["params"]
     create = lambda: create_state(jax.random.key(0), init, optax.adam(1e-3), ema=True)
     return jax.eval_shape(create)
@@ -35,17 +54,19 @@ def paths(tree):
     return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in flat}
 
 
-def test_every_rule_is_used_and_every_matrix_of_a_block_is_sharded():
-    state = abstract_state()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_rule_is_used_and_every_matrix_of_a_block_is_sharded(family):
+    model, rules = FAMILIES[family]
+    state = abstract_state(model)
     names = paths(state.params)
-    for pattern, _ in DIT_RULES:
+    for pattern, _ in rules:
+        if family == "gpt2" and re.search("modulation|head", pattern):
+            continue  # it has no time, and its head is the embedding
         assert any(re.search(pattern, name) for name in names), pattern
-    shardings = paths(
-        state_shardings(state, make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), DIT_RULES)
-    )
+    shardings = paths(state_shardings(state, make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), rules))
     for name, leaf in paths(state).items():
-        if leaf.ndim >= 2 and name.endswith("kernel") and "/blocks/" in name:
-            assert shardings[name].spec != P(), name
+        if leaf.ndim >= 3 and name.endswith("kernel") and "/blocks/" in name:
+            assert {"fsdp"} <= set(jax.tree.leaves(tuple(shardings[name].spec))), name
     assert shardings["step"].spec == P()
 
 
@@ -106,6 +127,65 @@ def test_each_process_supplies_the_rows_its_devices_hold(axes, devices_each, exp
         row_ranges(mesh, 16, jax.devices()[i : i + devices_each]) for i in range(0, 8, devices_each)
     ]
     assert found == expected
+
+
+def test_positions_are_spread_over_the_sequence():
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 1, "sequence": 2})
+    rows = np.arange(8 * 6).reshape(8, 6)
+    placed = to_global({"tokens": rows, "id": rows[:, 0]}, mesh)
+    np.testing.assert_array_equal(placed["tokens"], rows)
+    np.testing.assert_array_equal(placed["id"], rows[:, 0])
+    assert batch_ways(mesh) == 4
+    assert placed["tokens"].sharding == batch_sharding(mesh)
+    assert {shard.data.shape for shard in placed["tokens"].addressable_shards} == {(2, 3)}
+    assert {shard.data.shape for shard in placed["id"].addressable_shards} == {(2,)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Stands in for a device of a slice."""
+
+    id: int
+    slice_index: int
+    platform: str = "none"
+    device_kind: str = "none"
+    process_index: int = 0
+
+
+def test_slices_differ_in_data_alone():
+    """And whatever else the mesh has lies within one of them."""
+    devices = [Device(i, i // 4) for i in range(8)][::-1]
+    grid = slice_grid({"data": 4, "fsdp": 2, "tensor": 1, "sequence": 1}, 2, devices)
+    assert grid.shape == (4, 2, 1, 1)
+    slices = np.vectorize(lambda device: device.slice_index, otypes=[int])(grid)
+    np.testing.assert_array_equal(slices[:, :, 0, 0], [[0, 0], [0, 0], [1, 1], [1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("axes", "slices", "of", "message"),
+    [
+        ({"data": 8}, 4, 4, r"mesh\.slices=4, .* in slices of \[4, 4\]: set mesh\.slices to 2"),
+        (
+            {"data": 8},
+            2,
+            5,
+            r"mesh\.slices=2, .* in slices of \[3, 5\]: .* as many devices in every",
+        ),
+        ({"data": 1, "fsdp": 8}, 2, 4, r"mesh\.data=1 does not divide over mesh\.slices=2"),
+    ],
+)
+def test_slices_that_do_not_fit_are_refused(axes, slices, of, message):
+    with pytest.raises(ValueError, match=message):
+        slice_grid(axes, slices, [Device(i, i // of) for i in range(8)])
+
+
+def test_devices_without_slices_are_told():
+    with pytest.raises(ValueError, match=r"8 device\(s\) are not in slices: set mesh\.slices to 1"):
+        make_mesh(slices=2)
+
+
+def test_a_mesh_is_made_of_the_devices_given():
+    assert list(make_mesh(devices=jax.devices()[2:4]).devices.flat) == jax.devices()[2:4]
 
 
 def test_no_range_of_rows_is_read_twice():
