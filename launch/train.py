@@ -1,9 +1,16 @@
-"""Trains a model.
+r"""Trains a model.
 
     python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 Any field of the config can be set on the command line: ``--config.train.steps=2000``. The same
 command continues an interrupted run. Exits with 128 + the signal's number when interrupted.
+
+On several hosts, start it on each with --multihost. Cloud TPU, SLURM, Kubernetes and Open MPI say
+who takes part; elsewhere say it with flags, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID:
+
+    python launch/train.py ... --multihost --coordinator=10.0.0.1:1234 --num_processes=2 \
+        --process_id=0
 """
 
 import sys
@@ -20,8 +27,15 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "File with the trainin
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory for checkpoints and metrics.", required=True
 )
-_MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "Join the other hosts of this job first (TPU pods, SLURM, Kubernetes)."
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the other hosts of this job first.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+_TIMEOUT = flags.DEFINE_integer(
+    "multihost_timeout", 300, "Seconds to wait for hosts that start late.", lower_bound=1
+)
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_timeout", 100, "Seconds after which a silent host ends the run.", lower_bound=10
 )
 
 
@@ -31,10 +45,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.field=value")
     logging.set_verbosity(logging.WARNING)
     getLogger("mdm_jax").setLevel("INFO")
-    import jax
-
     if _MULTIHOST.value:
-        jax.distributed.initialize()  # before anything asks for a device
+        join_hosts()
     from mdm_jax.train.interruption import Interrupted
     from mdm_jax.train.loop import train
 
@@ -43,6 +55,24 @@ def main(argv: list[str]) -> None:
     except Interrupted as interruption:
         logging.warning("%s", interruption)
         sys.exit(128 + interruption.signum)
+
+
+def join_hosts() -> None:
+    """Makes this process one of several, before anything asks for a device."""
+    import jax
+
+    from mdm_jax.train.hosts import find_cluster, roll_call
+
+    cluster = find_cluster(
+        *(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value), timeout=_TIMEOUT.value
+    )
+    roll_call(cluster, _TIMEOUT.value)
+    jax.distributed.initialize(
+        **cluster.arguments(),
+        initialization_timeout=_TIMEOUT.value,
+        heartbeat_timeout_seconds=_HEARTBEAT.value,
+        shutdown_timeout_seconds=_HEARTBEAT.value,
+    )
 
 
 if __name__ == "__main__":

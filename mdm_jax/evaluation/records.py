@@ -26,11 +26,11 @@ def read_records(path: str | Path) -> list[dict[str, float]]:
         >>> read_records(path)
         [{'step': 1, 'loss': 2.5}]
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     if not path.is_file():
         raise FileNotFoundError(f"no metrics at {path}: expected the metrics.jsonl of a run")
     records = []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)

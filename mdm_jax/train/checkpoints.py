@@ -12,16 +12,19 @@ import logging
 import os
 import shutil
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
-from mdm_jax.train.continuing import Config, ConfigMismatchError, check_config, local_path, plain
+from mdm_jax.train.agreement import failures, first_line
+from mdm_jax.train.continuing import Config, ConfigMismatchError, check_config, plain
+from mdm_jax.train.paths import is_url, run_path
 from mdm_jax.train.state import Params, TrainState
 
 logger = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ class Checkpoints:
             be donated right after.
 
     Raises:
-        ValueError: if the directory is a URL, or a number is out of range.
+        ValueError: if the directory is a URL other than gs://, or a number is out of range.
         OSError: if the directory cannot be created or written to.
 
     Examples:
@@ -65,7 +68,7 @@ class Checkpoints:
                 f"expected checkpoint.keep >= 1 and checkpoint.keep_every >= 0, got {keep} and "
                 f"{keep_every}"
             )
-        self.directory = local_path(directory)
+        self.directory = run_path(directory)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every or None,
@@ -153,38 +156,60 @@ class Checkpoints:
             OSError: if there are checkpoints, but none can be read. They are left as they are:
                 starting over would overwrite them.
         """
-        damaged: dict[int, Exception] = {}
+        self.wait()
+        damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                check_config(self._read(step, config=ocp.args.JsonRestore()), config)
-                state = self._read(step, state=ocp.args.StandardRestore(abstract_state))
-            except ConfigMismatchError:
-                raise
-            except Exception as error:  # whatever a damaged file makes its reader raise
-                logger.warning(
-                    "checkpoint %d in %s cannot be read (%s): trying the one before it",
-                    *(step, self.directory, _first_line(error)),
-                )
-                damaged[step] = error
-                continue
-            self._set_aside(damaged)
-            return state, step
+            state, error = self._read(step, abstract_state, config)
+            reasons = failures(error)  # the processes go back together, or they would part here
+            if isinstance(error, ConfigMismatchError):
+                raise error
+            elsewhere = [r for r in reasons.values() if r.startswith(ConfigMismatchError.__name__)]
+            if elsewhere:
+                raise ConfigMismatchError(f"on another process: {elsewhere[0]}")
+            if state is not None and not reasons:
+                self._set_aside(damaged)
+                return state, step
+            del state  # its memory is for the one before it
+            damaged[step] = "; ".join(
+                f"process {process}: {reason}" if jax.process_count() > 1 else reason
+                for process, reason in reasons.items()
+            )
+            logger.warning(
+                "checkpoint %d in %s cannot be read (%s): trying the one before it",
+                *(step, self.directory, damaged[step]),
+            )
         if damaged:
-            reasons = "; ".join(f"step {s}: {_first_line(e)}" for s, e in damaged.items())
-            raise OSError(f"no checkpoint in {self.directory} can be read. {reasons}")
+            steps = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            raise OSError(f"no checkpoint in {self.directory} can be read. {steps}")
         return None
 
-    def _read(self, step: int, **item: ocp.args.CheckpointArgs) -> Any:
-        """Reads one named item of a checkpoint."""
-        (name,) = item
-        return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+    def _read(
+        self, step: int, abstract_state: TrainState, config: Config
+    ) -> tuple[TrainState | None, Exception | None]:
+        """This process's part of a checkpoint, or why it cannot be read.
 
-    def _set_aside(self, damaged: Mapping[int, Exception]) -> None:
+        Not through the manager, which waits for all processes after a read: the others would wait
+        for one that failed.
+        """
+        folder: Any = self.directory / str(step)
+        handler = ocp.StandardCheckpointHandler()
+        try:
+            check_config(_read_config(folder / "config" / "metadata"), config)
+            args = ocp.args.StandardRestore(abstract_state)
+            state = handler.restore(epath.Path(folder / "state"), args=args)
+        except Exception as error:  # whatever a damaged file makes its reader raise
+            return None, error
+        finally:
+            handler.close()
+        return state, None
+
+    def _set_aside(self, damaged: Iterable[int]) -> None:
         """Renames damaged checkpoints, so that the run can write those steps again."""
         for step in damaged:
             path, aside = self.directory / str(step), self.directory / f"damaged-{step}"
             if jax.process_index() == 0:
-                shutil.rmtree(aside, ignore_errors=True)
+                if aside.exists():
+                    epath.Path(aside).rmtree()
                 path.rename(aside)
             logger.warning("damaged checkpoint %d is now %s; delete it when you like", step, aside)
         if damaged:
@@ -207,8 +232,10 @@ class _WriteErrors:
         directory = self.checkpoints.directory
         self.checkpoints._manager.reload()
         steps = self.checkpoints._manager.all_steps()
-        free = shutil.disk_usage(directory).free / 2**20
-        code, reason = getattr(error, "errno", None) or errno.EIO, _first_line(error)
+        free = ""
+        if not is_url(directory):
+            free = f" ({shutil.disk_usage(directory).free / 2**20:.0f} MiB free)"
+        code, reason = getattr(error, "errno", None) or errno.EIO, first_line(error)
         if "No space left" in str(error):  # TensorStore's errors carry no errno
             code, reason = errno.ENOSPC, os.strerror(errno.ENOSPC)
         # Writers abandoned half-way would otherwise complain by the hundred when Python exits.
@@ -218,8 +245,8 @@ class _WriteErrors:
         gc.collect()
         raise OSError(
             code,
-            f"could not write a checkpoint to {directory} ({free:.0f} MiB free). Whole checkpoints "
-            f"there: {sorted(steps) or 'none'}. Free space or choose another disk, then run the "
+            f"could not write a checkpoint to {directory}{free}. Whole checkpoints there: "
+            f"{sorted(steps) or 'none'}. Free space or choose another disk, then run the "
             f"same command to resume. The reason: {reason}",
         ) from None
 
@@ -236,7 +263,8 @@ def save_params(
         overwrite: whether to replace parameters that are already there.
 
     Raises:
-        ValueError: if there are parameters at `path` and `overwrite` is False, or it is a URL.
+        ValueError: if there are parameters at `path` and `overwrite` is False, or it is a URL
+            other than gs://.
 
     Examples:
         >>> import tempfile, jax.numpy as jnp
@@ -245,7 +273,7 @@ def save_params(
         >>> load_params(path)
         ({'w': Array([0., 1.], dtype=float32)}, {'size': 'tiny'})
     """
-    path = local_path(path)
+    path = run_path(path)
     # Few bytes in flight, and no snapshot to go on training from: what memory allows is a model.
     largest = max((x.nbytes for x in jax.tree.leaves(params)), default=0)
     handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1 + largest // 10**9)
@@ -266,10 +294,10 @@ def load_params(path: str | Path) -> tuple[Params, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if there is no such directory.
-        ValueError: if its config.json is damaged, or `path` is a URL.
+        ValueError: if its config.json is damaged, or `path` is a URL other than gs://.
         OSError: if the parameters are damaged.
     """
-    path = local_path(path)
+    path = run_path(path)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"no parameters at {path}: expected what save_params writes")
     config = _read_config(path / "config.json")
@@ -284,7 +312,7 @@ def load_params(path: str | Path) -> tuple[Params, dict[str, Any]]:
         except Exception as error:  # whatever a damaged file makes its reader raise
             raise OSError(
                 f"the parameters in {path / 'params'} are damaged or incomplete "
-                f"({_first_line(error)}): export or copy them again"
+                f"({first_line(error)}): export or copy them again"
             ) from error
 
 
@@ -325,7 +353,7 @@ def load_checkpoint_params(checkpoint: Path) -> tuple[Params, dict[str, Any]]:
         )
     except Exception as error:  # whatever a damaged file makes its reader raise
         raise OSError(
-            f"checkpoint {checkpoint} cannot be read ({_first_line(error)}): name another one, "
+            f"checkpoint {checkpoint} cannot be read ({first_line(error)}): name another one, "
             f"{checkpoint.parent}/<step>"
         ) from error
     finally:
@@ -342,8 +370,3 @@ def _read_config(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{file} is damaged: expected a mapping of fields, got {config!r:.60}")
     return config
-
-
-def _first_line(error: BaseException) -> str:
-    """One line of an error's text, without the dumps some readers add."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"

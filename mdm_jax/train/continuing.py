@@ -1,9 +1,7 @@
-"""Whether a checkpoint may be continued with a config, and where a run may live."""
+"""Whether a checkpoint may be continued with a config."""
 
 import json
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 Config = Mapping[str, Any]  # nested, JSON-serializable
@@ -78,32 +76,6 @@ def _may_change(name: str, old: Config, new: Config) -> bool:
         files = both and all(str(config[name]).endswith(".json") for config in (old, new))
         return files and fingerprinted
     return name.startswith(FREE_FIELDS)
-
-
-def local_path(path: str | Path) -> Path:
-    """Returns a path of the file system, absolute.
-
-    Args:
-        path: of a run, of a checkpoint, or of exported parameters.
-
-    Raises:
-        ValueError: if it is a URL, such as ``gs://bucket/run``, which would silently become a
-            folder named "gs:" on the local disk.
-
-    Examples:
-        >>> local_path("gs://bucket/run")
-        Traceback (most recent call last):
-            ...
-        ValueError: 'gs://bucket/run' is a URL: ... file system, ...
-    """
-    text = str(path)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # pathlib makes one slash of two
-        raise ValueError(
-            f"{text!r} is a URL: runs, checkpoints and parameters live in folders of the file "
-            "system, such as runs/mine. Mount the bucket (gcsfuse, s3fs) and name the mounted "
-            "folder, or copy the run there afterwards"
-        )
-    return Path(path).absolute()
 
 
 def plain(config: Config) -> dict[str, Any]:

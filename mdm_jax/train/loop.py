@@ -18,12 +18,13 @@ import numpy as np
 
 from mdm_jax import data
 from mdm_jax.evaluation.bound import bits_per_byte, evaluate_bound
+from mdm_jax.train.agreement import check_same
 from mdm_jax.train.checkpoints import Checkpoints, save_params
-from mdm_jax.train.continuing import local_path
 from mdm_jax.train.experiment import Experiment, build
 from mdm_jax.train.interruption import Interrupted, StopRequest
 from mdm_jax.train.meshes import batch_ways, read_rows, to_global
 from mdm_jax.train.metrics import MetricsWriter, Reporter
+from mdm_jax.train.paths import run_path
 from mdm_jax.train.state import TrainState, with_params
 from mdm_jax.train.step import check_batch
 from mdm_jax.train.trained import load_trained
@@ -68,16 +69,18 @@ def train(
 
     Raises:
         ValueError: if the config does not make sense, does not fit the devices, or is not the
-            config of the checkpoints in `workdir`; or if `workdir` is a URL.
+            config of the checkpoints in `workdir`; if the processes of a run differ in config or
+            `workdir`; or if `workdir` is a URL other than gs://.
         OSError: if `workdir` cannot be written to, or its disk is full.
         DivergedError: if a step's loss or gradient is not finite.
         Interrupted: on SIGTERM or SIGINT, after saving.
     """
-    workdir = local_path(workdir)  # before a long look at the text
+    workdir = run_path(workdir)  # before a long look at the text
     experiment = build(config, documents=documents)
     settings, mesh = experiment.config["train"], experiment.mesh
     _check_batches(experiment)
     record = experiment.config | {"data_fingerprint": experiment.data_fingerprint()}
+    check_same(record | {"workdir": str(workdir)})
     with ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", **experiment.config["checkpoint"])
@@ -112,6 +115,7 @@ def train(
                 writer.write(done, **evaluation)
             if last or preempted or done % settings["checkpoint_every"] == 0:
                 reporter.flush()  # raises before a state that went wrong is saved
+                writer.sync()
                 checkpoints.save(done, state, record)
             if preempted and not last:
                 checkpoints.wait()

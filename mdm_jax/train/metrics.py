@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,7 @@ import optax
 from tqdm.auto import tqdm
 
 from mdm_jax.evaluation.records import read_records
+from mdm_jax.train.paths import is_url, open_growing, run_path, sync
 from mdm_jax.train.step import Metrics
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ class MetricsWriter:
 
     A record is ``{"step": steps taken, name: number, ...}``; a number that is not finite is null.
     Each line is flushed, so a killed run loses none. A resumed run first drops the records after
-    the step it resumes from (it will write them again), and a last line cut short.
+    the step it resumes from (it will write them again), and a last line cut short. In a bucket the
+    file is written whole, every half minute and at `sync`; TensorBoard's files are not.
 
     Args:
         directory: created if missing.
@@ -49,14 +50,16 @@ class MetricsWriter:
         self._file = self._board = None
         if jax.process_index() != 0:
             return
-        directory = Path(directory)
+        directory = run_path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = [r for r in read_metrics(directory) if r["step"] <= resume_step]
         draft = path.with_suffix(".tmp")  # renamed when whole: a kill here must not lose records
         draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(draft, path)
-        self._file = path.open("a")
+        draft.replace(path)
+        self._file = open_growing(path)
+        if is_url(path):
+            return  # TensorBoard's files would have to grow, too
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
@@ -90,6 +93,11 @@ class MetricsWriter:
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
 
+    def sync(self) -> None:
+        """Makes sure of what was written so far, as before a checkpoint: it may be resumed from."""
+        if self._file is not None:
+            sync(self._file)
+
     def close(self) -> None:
         """Closes the files."""
         if self._file is not None:
@@ -107,7 +115,7 @@ def read_metrics(directory: str | Path) -> list[dict[str, float]]:
         >>> read_metrics("no/such/run")
         []
     """
-    path = Path(directory) / "metrics.jsonl"
+    path = run_path(directory) / "metrics.jsonl"
     return read_records(path) if path.exists() else []
 
 

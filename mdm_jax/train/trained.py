@@ -17,11 +17,11 @@ from mdm_jax.models.block_decoding import block_cached
 from mdm_jax.models.convert.files import INDICES, SUFFIXES, WEIGHTS
 from mdm_jax.models.decoding import cached
 from mdm_jax.train.checkpoints import load_checkpoint_params, load_params
-from mdm_jax.train.continuing import local_path
 from mdm_jax.train.experiment import build, make_tokenizer
 from mdm_jax.train.families import Family, make_family
 from mdm_jax.train.fields import checked
 from mdm_jax.train.networks import Network, make_network
+from mdm_jax.train.paths import is_url, run_path
 from mdm_jax.train.published import is_converted, published_model
 from mdm_jax.train.state import Params
 
@@ -66,8 +66,9 @@ def load_trained(
         FileNotFoundError: if none of these is there.
         OSError: if the parameters are damaged: those exported, or of the checkpoint named, or of
             every checkpoint of the run.
-        ValueError: if its config is damaged or not one of this version, or `path` is a URL; of a
-            published checkpoint, if it cannot be loaded, or its tokenizer is not known.
+        ValueError: if its config is damaged or not one of this version, or `path` is a URL other
+            than gs://; of a published checkpoint, if it cannot be loaded, or its tokenizer is not
+            known.
 
     Examples:
         >>> load_trained("runs/nothing")
@@ -75,8 +76,8 @@ def load_trained(
             ...
         FileNotFoundError: no model at ...runs/nothing: expected a run (with checkpoints/), ...
     """
-    path = local_path(path)
-    if is_published(path):
+    path = run_path(path)
+    if not is_url(path) and is_published(path):
         found = published_model(path, tokenizer=tokenizer, mask_id=mask_id, family=family)
         length = {"data": {"length": found.length}}
         return Trained(found.text_model, found.params, length, path, data_fingerprint="")

@@ -135,8 +135,8 @@ def test_batches_that_do_not_divide_are_refused(tmp_path):
 
 
 def test_a_url_is_no_workdir():
-    with pytest.raises(ValueError, match=r"'gs://bucket/run' is a URL"):
-        train(tiny.config(), "gs://bucket/run", documents=tiny.documents())
+    with pytest.raises(ValueError, match=r"'s3://bucket/run': .* gs://bucket/run"):
+        train(tiny.config(), "s3://bucket/run", documents=tiny.documents())
 
 
 def test_unwritable_workdir(tmp_path):
