@@ -20,6 +20,7 @@ FREE_FIELDS = (
     "checkpoint.",
     "evaluation.",
     "mesh.",
+    "watch.",
 )
 
 
