@@ -158,8 +158,9 @@ class Sessions:
             self._file = self._path.open("a")
             if not whole:  # killed while writing: its half line must not swallow ours
                 self._file.write("\n")
-            self._write(self._line(self._start, dict.fromkeys(PHASES, 0.0)))
-        self._write(self._line(step, seconds))
+            self._file.write(self._text(self._line(self._start, dict.fromkeys(PHASES, 0.0))))
+        self._file.write(self._text(self._line(step, seconds)))
+        self._file.flush()
         useful = self._past_useful + sum(seconds[name] for name in PRODUCTIVE)
         return useful / max(self._past_wall + sum(seconds.values()), 1e-9)
 
@@ -168,9 +169,8 @@ class Sessions:
         rounded = {name: round(value, 4) for name, value in seconds.items()}
         return {"step": step, "session": self._number, "time": now, "seconds": rounded}
 
-    def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+    def _text(self, record: dict[str, Any]) -> str:
+        return json.dumps(record) + "\n"
 
 
 def read_sessions(directory: str | Path) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ class Meter:
         starved: steps since the last report for whose batch the devices had to wait.
 
     Examples:
-        >>> now = iter([0.0, 0.0, 4.0, 4.0])
+        >>> now = iter([0.0, 0.0, 0.0, 4.0])
         >>> meter = Meter(Stopwatch(clock=lambda: next(now)), flops=StepFlops(60, 48), peak=10.0)
         >>> meter.stopwatch.started()
         >>> meter.count(tokens=128)

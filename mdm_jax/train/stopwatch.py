@@ -7,10 +7,19 @@ from contextlib import contextmanager
 
 import jax
 
-PHASES = ("startup", "data", "step", "evaluation", "checkpoint", "compile", "profile", "other")
+PHASES: tuple[str, ...] = (
+    "startup",
+    "data",
+    "step",
+    "evaluation",
+    "checkpoint",
+    "compile",
+    "profile",
+    "other",
+)
 """Names of what a second can be spent on, see `Stopwatch`."""
 
-PRODUCTIVE = ("data", "step", "other")
+PRODUCTIVE: tuple[str, ...] = ("data", "step", "other")
 """The phases that a training without a pause still has."""
 
 _COMPILE_EVENTS = "/jax/core/compile/"  # tracing, lowering, the backend's compilation
@@ -31,7 +40,7 @@ class Stopwatch:
         clock: returns seconds.
 
     Examples:
-        >>> now = iter([0.0, 3.0, 3.0, 10.0, 14.0, 14.5])
+        >>> now = iter([0.0, 3.0, 3.0, 3.0, 10.0, 14.0, 14.5])
         >>> with Stopwatch(clock=lambda: next(now)) as stopwatch:
         ...     stopwatch.started()
         ...     with stopwatch("step"):  # from 3.0 to 14.0
@@ -92,12 +101,12 @@ class Stopwatch:
         self._since = now
         return now
 
-    def _note(self, event: str, duration: float, **_: object) -> None:
+    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
         """Moves what JAX says it has just spent on compiling from the running phase."""
         if not event.startswith(_COMPILE_EVENTS) or threading.get_ident() != self._thread:
             return
         now = self._settle()
-        start = now - duration
+        start = now - duration_secs
         # A function traced inside another one reports first, and both durations hold its time.
         known = 0.0
         while self._compiled and self._compiled[-1][1] > start:
@@ -105,6 +114,6 @@ class Stopwatch:
             known += last - max(first, start)
             start = min(start, first)
         self._compiled.append((start, now))
-        moved = min(max(duration - known, 0.0), self._seconds[self._phase])
+        moved = min(max(duration_secs - known, 0.0), self._seconds[self._phase])
         self._seconds[self._phase] -= moved
         self._seconds["compile"] += moved

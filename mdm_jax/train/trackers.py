@@ -103,9 +103,12 @@ def open_tracker(
             f"'mdm-jax[{name}]', or set watch.tracker=''"
         ) from error
     workdir = Path(workdir)
-    given: dict[str, Any] = {"project": project, "name": workdir.name, "config": dict(config)}
+    identity = _identity(workdir)
+    given: dict[str, Any] = {"project": project, "config": dict(config)}
     if name == "wandb":
-        given |= {"id": _identity(workdir), "dir": str(workdir)}
+        given |= {"name": workdir.name, "id": identity, "dir": str(workdir)}
+    else:  # trackio knows a run by its name
+        given["name"] = f"{workdir.name}-{identity}"
     try:
         run = service.init(**given, resume="allow")
     except Exception as error:
@@ -120,5 +123,6 @@ def _identity(workdir: Path) -> str:
     """The same for every session of a workdir, and for no other workdir."""
     path = workdir / "tracker.json"
     if not path.exists():
-        path.write_text(json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n")
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"id": uuid.uuid4().hex[:8]}) + "\n")
     return json.loads(path.read_text())["id"]

@@ -51,7 +51,7 @@ def step_flops(learner: Learner) -> StepFlops | None:
 
     They are those of every row and position that goes through the network, padding too: both
     streams of block diffusion, each call of an objective with several, each noise of GenMD4, and a
-    forward pass of the teacher. Attention that is not plainly causal counts as if it saw everything.
+    forward pass of the teacher. Attention that is not plainly causal counts as if it saw all.
 
     Returns:
         `StepFlops`, or None where the FLOPs of the network are not known.
