@@ -96,6 +96,13 @@ def base() -> ConfigDict:
             "evaluation": {"batch_size": 512, "max_windows": 4096, "times": 1},
             "checkpoint": {"keep": 3, "keep_every": 100_000},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1, "slices": 1},
+            "watch": {
+                "profile_from": 0,
+                "profile_steps": 3,
+                "tracker": "",
+                "project": "mdm_jax",
+                "peak_tflops": 0.0,
+            },
         }
     )
 

@@ -19,6 +19,7 @@ FREE_FIELDS = (
     "checkpoint.",
     "evaluation.",
     "mesh.",
+    "watch.",
 )
 
 

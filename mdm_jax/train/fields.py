@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from mdm_jax.train.trackers import TRACKERS
+
 FIELDS: dict[str, Any] = {
     "seed": int,
     "model": {
@@ -92,6 +94,13 @@ FIELDS: dict[str, Any] = {
     "checkpoint": {"keep": int, "keep_every": int},
     # -1, once: whatever is left; 0: chosen to fit, see `choose_mesh`.
     "mesh": {"data": int, "fsdp": int, "tensor": int, "sequence": int, "slices": int},
+    "watch": {
+        "profile_from": int,  # step before which a profile starts, 0: none
+        "profile_steps": int,  # steps of a profile, also of one asked for while running
+        "tracker": str,  # "", "wandb", "trackio"
+        "project": str,  # of the tracker
+        "peak_tflops": float,  # of one device, for the MFU; 0: as its maker says
+    },
 }
 
 _AT_LEAST_ONE = (
@@ -105,6 +114,7 @@ _AT_LEAST_ONE = (
     "evaluation.batch_size",
     "evaluation.times",
     "checkpoint.keep",
+    "watch.profile_steps",
 )
 _AT_LEAST_ZERO = (
     "evaluation.max_windows",
@@ -116,6 +126,8 @@ _AT_LEAST_ZERO = (
     "objective.steps",
     "objective.block",
     "objective.teacher_every",
+    "watch.profile_from",
+    "watch.peak_tflops",
 )
 
 
@@ -147,6 +159,11 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     if not 0 <= plain["ema"]["decay"] < 1:
         raise ValueError(
             f"config.ema.decay must lie in [0, 1), 0 for no average, got {plain['ema']['decay']}"
+        )
+    if plain["watch"]["tracker"] not in ("", *TRACKERS):
+        raise ValueError(
+            f"config.watch.tracker must be '' for none or one of {list(TRACKERS)}, got "
+            f"{plain['watch']['tracker']!r}"
         )
     return plain
 

@@ -21,12 +21,17 @@ from mdm_jax.evaluation.bound import bits_per_byte, evaluate_bound
 from mdm_jax.train.agreement import check_same
 from mdm_jax.train.checkpoints import Checkpoints, save_params
 from mdm_jax.train.experiment import Experiment, build
+from mdm_jax.train.goodput import Sessions
 from mdm_jax.train.interruption import Interrupted, StopRequest
 from mdm_jax.train.meshes import batch_ways, read_rows, to_global
+from mdm_jax.train.meters import Meter
 from mdm_jax.train.metrics import MetricsWriter, Reporter
 from mdm_jax.train.paths import run_path
+from mdm_jax.train.profiling import Profiler
 from mdm_jax.train.state import TrainState, with_params
 from mdm_jax.train.step import check_batch
+from mdm_jax.train.stopwatch import Stopwatch
+from mdm_jax.train.trackers import open_tracker
 from mdm_jax.train.trained import load_trained
 
 logger = logging.getLogger(__name__)
@@ -56,8 +61,9 @@ def train(
 ) -> Result:
     """Trains as the config says, continuing from the newest checkpoint in `workdir`, if any.
 
-    Writes ``checkpoints/``, ``metrics.jsonl`` (and ``tensorboard/``) and, when done, ``params/``:
-    the parameters to evaluate and sample with, for `load_params`.
+    Writes ``checkpoints/``, ``metrics.jsonl`` (and ``tensorboard/``), ``sessions.jsonl`` (see
+    `goodput`), profiles that are asked for (see `profiling`) and, when done, ``params/``: the
+    parameters to evaluate and sample with, for `load_params`.
 
     Args:
         config: a ConfigDict or nested mapping, see `fields.FIELDS`.
@@ -72,9 +78,11 @@ def train(
             config of the checkpoints in `workdir`; if the processes of a run differ in config or
             `workdir`; or if `workdir` is a URL other than gs://.
         OSError: if `workdir` cannot be written to, or its disk is full.
+        ImportError: if the tracker of the config is not installed; RuntimeError if it refuses.
         DivergedError: if a step's loss or gradient is not finite.
         Interrupted: on SIGTERM or SIGINT, after saving.
     """
+    stopwatch = Stopwatch()
     workdir = run_path(workdir)  # before a long look at the text
     experiment = build(config, documents=documents)
     settings, mesh = experiment.config["train"], experiment.mesh
@@ -82,12 +90,14 @@ def train(
     record = experiment.config | {"data_fingerprint": experiment.data_fingerprint()}
     check_same(record | {"workdir": str(workdir)})
     with ExitStack() as stack:
+        stack.enter_context(stopwatch)
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", **experiment.config["checkpoint"])
         )
         state, start = _restore_or_create(experiment, checkpoints, record)
         _announce(experiment, start, record)
-        writer = stack.enter_context(MetricsWriter(workdir, resume_step=start))
+        writer, profiler = _watching(experiment, workdir, start, stack)
+        sessions = stack.enter_context(Sessions(workdir, stopwatch, start=start))
         reporter = stack.enter_context(
             Reporter(
                 writer,
@@ -95,6 +105,7 @@ def train(
                 start=start,
                 steps=settings["steps"],
                 every=settings["log_every"],
+                meter=Meter.of(experiment, stopwatch, sessions),
             )
         )
         request = stack.enter_context(StopRequest())
@@ -102,27 +113,54 @@ def train(
         rows = settings["batch_size"]
         batches = data.Batches(experiment.train_data, rows, experiment.config["seed"])
         evaluation = {}
+        stopwatch.started()
         for step in range(start, settings["steps"]):
-            batch = read_rows(partial(batches.rows, step), rows, mesh)
-            state, metrics = step_fns[experiment.phase_at(step)](state, batch)
+            with stopwatch("profile"):
+                profiler.before(step, reporter.flush)
+            with stopwatch("data"):
+                batch = read_rows(partial(batches.rows, step), rows, mesh)
+            reporter.fed()
+            with stopwatch("step"), jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = step_fns[experiment.phase_at(step)](state, batch)
             reporter.submit(step, metrics)
             done = step + 1
             last = done == settings["steps"]
             preempted = request.signum is not None or checkpoints.reached_preemption(done)
             if last or done % settings["eval_every"] == 0:
                 reporter.flush()
-                evaluation = _evaluate(experiment, state)
+                with stopwatch("evaluation"):
+                    evaluation = _evaluate(experiment, state)
                 writer.write(done, **evaluation)
             if last or preempted or done % settings["checkpoint_every"] == 0:
                 reporter.flush()  # raises before a state that went wrong is saved
                 writer.sync()
-                checkpoints.save(done, state, record)
+                with stopwatch("checkpoint"):
+                    checkpoints.save(done, state, record)
+                sessions.note(done)
             if preempted and not last:
-                checkpoints.wait()
+                with stopwatch("checkpoint"):
+                    checkpoints.wait()
+                sessions.note(done)
                 raise Interrupted(request.signum or signal.SIGTERM, done)
         checkpoints.wait()
         save_params(workdir / "params", state.eval_params, record, overwrite=True)
         return Result(state, evaluation or _evaluate(experiment, state), experiment)
+
+
+def _watching(
+    experiment: Experiment, workdir: Path, start: int, stack: ExitStack
+) -> tuple[MetricsWriter, Profiler]:
+    """What writes records and profiles, opened in `stack`."""
+    section = experiment.config["watch"]
+    tracker = open_tracker(
+        section["tracker"],
+        project=section["project"],
+        workdir=workdir,
+        config=experiment.config,
+    )
+    writer = MetricsWriter(workdir, resume_step=start, tracker=tracker)
+    profiler = Profiler(workdir, steps=section["profile_steps"], first=section["profile_from"])
+    return stack.enter_context(writer), stack.enter_context(profiler)
 
 
 def _check_batches(experiment: Experiment) -> None:

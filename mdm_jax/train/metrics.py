@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import time
 from pathlib import Path
 from types import TracebackType
 
@@ -13,8 +12,10 @@ import optax
 from tqdm.auto import tqdm
 
 from mdm_jax.evaluation.records import read_records
+from mdm_jax.train.meters import Meter
 from mdm_jax.train.paths import is_url, open_growing, run_path, sync
 from mdm_jax.train.step import Metrics
+from mdm_jax.train.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class MetricsWriter:
     Args:
         directory: created if missing.
         resume_step: steps taken by the state the run continues from; 0 for a new run.
+        tracker: takes a copy of every record, and is closed with this.
 
     Raises:
         OSError: if the directory cannot be written to.
@@ -46,8 +48,11 @@ class MetricsWriter:
         [{'step': 1, 'loss': 2.5}, {'step': 2, 'loss': 2.25}]
     """
 
-    def __init__(self, directory: str | Path, *, resume_step: int = 0):
+    def __init__(
+        self, directory: str | Path, *, resume_step: int = 0, tracker: Tracker | None = None
+    ):
         self._file = self._board = None
+        self._tracker = tracker
         if jax.process_index() != 0:
             return
         directory = run_path(directory)
@@ -92,6 +97,8 @@ class MetricsWriter:
         if self._board is not None:
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.log(step, scalars)
 
     def sync(self) -> None:
         """Makes sure of what was written so far, as before a checkpoint: it may be resumed from."""
@@ -104,6 +111,8 @@ class MetricsWriter:
             self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def read_metrics(directory: str | Path) -> list[dict[str, float]]:
@@ -146,6 +155,7 @@ class Reporter:
         start: steps taken before.
         steps: steps of the whole run.
         every: steps between records.
+        meter: measures speed and use of the devices; by default one of its own.
 
     Examples:
         >>> import tempfile
@@ -169,19 +179,25 @@ class Reporter:
         start: int,
         steps: int,
         every: int,
+        meter: Meter | None = None,
     ):
         self._writer = writer
         self._learning_rate = learning_rate
         self._every = every
         self._bar = progress_bar(start, steps)
         self._pending: tuple[int, Metrics] | None = None
-        self._tokens, self._since = 0.0, time.monotonic()
+        self._meter = meter or Meter()
 
     def __enter__(self) -> "Reporter":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
+
+    def fed(self) -> None:
+        """Notes whether the devices had already done the last step when the next batch came."""
+        if self._pending is not None:
+            self._meter.starved += self._pending[1]["loss"].total.is_ready()
 
     def submit(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step just dispatched, and reports those of the step before."""
@@ -197,7 +213,8 @@ class Reporter:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        metrics = jax.device_get(metrics)
+        with self._meter.stopwatch("step"):
+            metrics = jax.device_get(metrics)
         loss, norm = float(metrics["loss"].mean()), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._writer.write(step + 1, loss=loss, grad_norm=norm)
@@ -206,20 +223,19 @@ class Reporter:
                 "are from before it. Lower optimizer.learning_rate or optimizer.clip, warm up "
                 "longer, or look at the batch of this step"
             )
-        self._tokens += float(metrics["loss"].weight)
+        self._meter.count(float(metrics["loss"].weight))
         self._bar.update(1)
         if (step + 1) % self._every and step > 0:
             return
-        now = time.monotonic()
-        rate = self._tokens / max(now - self._since, 1e-9)
-        self._tokens, self._since = 0.0, now
+        measured = self._meter.report(step + 1)
+        rate = measured["tokens_per_second"]
         self._bar.set_postfix(loss=f"{loss:.4f}", tokens_per_second=f"{rate:,.0f}")
         self._writer.write(
             step + 1,
             loss=loss,
             grad_norm=norm,
             learning_rate=np.asarray(self._learning_rate(step)).item(),
-            tokens_per_second=rate,
+            **measured,
         )
         if self._bar.disable:
             logger.info("step %d: loss %.4f, %.0f tokens/s", step + 1, loss, rate)
