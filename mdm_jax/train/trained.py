@@ -242,6 +242,6 @@ def real_entropy(trained: Trained, length: int) -> float | None:
     data = trained.config["data"]
     if "source" not in data or data["source"] == "in_memory" or length > data["length"]:
         return None
-    packed = evenly_spaced(build(trained.config).held_out, 1024)
+    packed = sample_windows(build(trained.config).held_out, 1024)
     whole = packed.where[:, :length].all(axis=1)
     return unigram_entropy(packed.tokens[whole, :length]) if whole.any() else None
