@@ -103,7 +103,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / NAME, content)
 
 
-def read_manifest(folder: str | Path) -> Manifest:
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """Returns the manifest of a folder of prepared data.
 
     Raises:

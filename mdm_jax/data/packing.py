@@ -28,6 +28,11 @@ class Windows(Protocol):
         ...
 
     @property
+    def bytes(self) -> int:
+        """Bytes of text behind the real tokens."""
+        ...
+
+    @property
     def bytes_per_token(self) -> float:
         """Turns nats per token into bits per byte: `nats / ln 2 / bytes_per_token`."""
         ...

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mdm_jax.data.corpora import Document, Reading, read_piece
 from mdm_jax.data.detokenizers import detokenize
@@ -74,19 +73,34 @@ def prepare(
         >>> manifest.total("train", "documents") > manifest.total("held_out", "documents") > 0
         True
     """
+    from tqdm import tqdm
+
     if workers < 1:
         raise ValueError(f"workers={workers}: expected at least one process")
     folder = Path(folder)
     plan = make_plan(recipe, download=download)
     start_plan(folder, plan)
-    (folder / UNITS).mkdir(exist_ok=True)
-    pending = [unit for unit in plan.units if _finished(folder, unit.number) is None]
-    if len(pending) < len(plan.units):
-        logger.info("%d of %d units are done", len(plan.units) - len(pending), len(plan.units))
+    pending = pending_units(plan, folder)
     work = functools.partial(prepare_unit, plan._replace(units=()), folder)
     for _ in tqdm(_done(work, pending, workers), total=len(pending), unit="unit", disable=None):
         pass
     return finish(plan, folder)
+
+
+def pending_units(plan: Plan, folder: Path) -> list[Unit]:
+    """Returns the units that have no record, or whose shards are no longer there.
+
+    Examples:
+        >>> import tempfile
+        >>> plan = make_plan(Recipe(f"text:{__file__}", "byte", 64))
+        >>> len(pending_units(plan, Path(tempfile.mkdtemp())))
+        1
+    """
+    (folder / UNITS).mkdir(exist_ok=True)
+    pending = [unit for unit in plan.units if _finished(folder, unit.number) is None]
+    if len(pending) < len(plan.units):
+        logger.info("%d of %d units are done", len(plan.units) - len(pending), len(plan.units))
+    return pending
 
 
 def prepare_unit(plan: Plan, folder: Path, unit: Unit) -> None:
@@ -248,7 +262,9 @@ class _Side:
 
     def _write(self, windows: list[Window]) -> None:
         if windows and self._writer is None:
-            from array_record.python import array_record_module
+            from array_record.python import (
+                array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
+            )
 
             # One record can be read without its neighbours. Without compression, bytes depend on
             # no other library's version.

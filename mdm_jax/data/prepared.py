@@ -33,8 +33,8 @@ class PreparedWindows:
         >>> folder = tempfile.mkdtemp()
         >>> _ = prepare(Recipe(f"lines:{__file__}", "byte", length=64), folder)
         >>> windows = PreparedWindows(folder, "train")
-        >>> windows[0]["tokens"].shape, bytes(windows[0]["tokens"][:9].tolist())
-        ((64,), b'"""Window')
+        >>> windows[0]["tokens"].shape, bytes(windows[0]["tokens"][3:10].tolist())
+        ((64,), b'Windows')
     """
 
     def __init__(self, folder: str | os.PathLike[str], side: str):
@@ -94,6 +94,15 @@ class PreparedWindows:
     def bytes_per_token(self) -> float:
         """Turns nats per token into bits per byte: `nats / ln 2 / bytes_per_token`."""
         return self.bytes / self.token_count
+
+    @property
+    def parts(self) -> "tuple[PreparedWindows, ...]":
+        """These windows alone, as a mixture has several."""
+        return (self,)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the windows, wherever they are."""
+        return f"{self.side} {self.manifest.fingerprint()}"
 
     def _shard_of(self, index: int) -> Path:
         ends = itertools.accumulate(shard.windows for shard in self.manifest.shards[self.side])
@@ -166,6 +175,11 @@ class Mixture:
     def bytes_per_token(self) -> float:
         """Turns nats per token into bits per byte, over the windows of all parts."""
         return self.bytes / self.token_count
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the windows, wherever they are, and of the weights."""
+        parts = zip(self.parts, self.weights, strict=True)
+        return ", ".join(f"{weight!r} of {part.fingerprint()}" for part, weight in parts)
 
 
 def open_prepared(path: str, side: str) -> PreparedWindows | Mixture:
@@ -256,7 +270,7 @@ class _Whole:
 def _source(folder: Path, manifest: Manifest, side: str) -> Any:
     from array_record.python import array_record_data_source
 
-    files = [
+    files: Any = [
         _Whole(str(folder / shard.file), 0, shard.windows, shard.windows)
         for shard in manifest.shards[side]
     ]

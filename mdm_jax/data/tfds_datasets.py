@@ -48,18 +48,19 @@ def read(piece: Piece, reading: Reading) -> Iterator[Document]:
 def _opened(path: str, reading: Reading) -> tuple[Any, Any]:
     """The random-access source of a split, and what the dataset says of itself."""
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
 
     name, _, split = path.rpartition("@")
     if not name or not split:
         raise ValueError(f"tfds:{path}: expected tfds:NAME@SPLIT, such as tfds:lm1b@train")
     where = reading.data_dir or None
+    builder: Any
     if reading.download:
         builder = tfds.builder(name, data_dir=where, file_format="array_record")
         builder.download_and_prepare()
     else:
         try:
-            from_files = tfds.core.read_only_builder.builder_from_files
-            builder = from_files(name, data_dir=where)
+            builder = read_only_builder.builder_from_files(name, data_dir=where)
         except tfds.core.DatasetNotFoundError as error:
             raise FileNotFoundError(
                 f"the TFDS dataset {name!r} is not prepared in {where or 'the default data_dir'}: "

@@ -88,7 +88,7 @@ def read(piece: Piece, reading: Reading) -> Iterator[Document]:
         text = np.flatnonzero(tokens != reading.fill)
         tokens = tokens[: text[-1] + 1] if text.size else tokens[:0]
     ends = np.flatnonzero(tokens == reading.end) + 1
-    edges = np.unique([0, *ends, len(tokens)])
+    edges = np.unique(np.concatenate([[0], ends, [len(tokens)]]))
     for start, stop in itertools.pairwise(edges.tolist()):
         document = np.array(tokens[start:stop], np.int64)
         last = stop == len(tokens)

@@ -98,10 +98,11 @@ def train(
         step_fns = experiment.steps()
         rows = settings["batch_size"]
         batches = data.Batches(experiment.train_data, rows, experiment.config["seed"])
+        read = lambda step: read_rows(partial(batches.rows, step), rows, mesh)
+        ready = stack.enter_context(data.ReadAhead(read, start, settings["steps"]))
         evaluation = {}
         for step in range(start, settings["steps"]):
-            batch = read_rows(partial(batches.rows, step), rows, mesh)
-            state, metrics = step_fns[experiment.phase_at(step)](state, batch)
+            state, metrics = step_fns[experiment.phase_at(step)](state, ready(step))
             reporter.submit(step, metrics)
             done = step + 1
             last = done == settings["steps"]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jax.tree_util import Partial
 
 import mdm_jax as mdm
-from mdm_jax.data import Tokenizer, evenly_spaced
+from mdm_jax.data import Tokenizer, sample_windows
 from mdm_jax.evaluation.samples import TextModel
 from mdm_jax.evaluation.text_statistics import unigram_entropy
 from mdm_jax.models.adapters import linen
