@@ -43,8 +43,8 @@ def prepare_with_beam(
             prepare_with_beam(recipe, "/shared/prepared", options=options)
     """
     try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
+        from apache_beam.options import pipeline_options  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             "preparing with Beam needs the apache-beam package: pip install 'mdm-jax[beam]'"
@@ -53,7 +53,7 @@ def prepare_with_beam(
     plan = make_plan(recipe, download=download)
     start_plan(folder, plan)
     work = functools.partial(prepare_unit, plan._replace(units=()), folder)
-    with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+    with beam.Pipeline(options=pipeline_options.PipelineOptions(list(options))) as pipeline:
         units = pipeline | "units" >> beam.Create(pending_units(plan, folder))
         # Without a shuffle, Beam would fuse the steps and give all units to one worker.
         _ = units | beam.Reshuffle() | "prepare" >> beam.Map(work)
