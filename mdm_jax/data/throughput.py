@@ -53,7 +53,7 @@ def write_corpus(folder: Path, size: int, documents: Documents | None = None) ->
         >>> from mdm_jax.data import in_memory
         >>> folder = Path(tempfile.mkdtemp())
         >>> write_corpus(folder, 20, in_memory(["to be", "or not"]))
-        24
+        22
         >>> [file.name for file in folder.iterdir()]
         ['00000.jsonl']
     """
@@ -132,7 +132,14 @@ def measure_reading(
                 return Throughput(tokens, passed)
 
 
-def table(recipe: Recipe, folder: Path, size: int, workers: int, seconds: float = 5.0) -> str:
+def table(
+    recipe: Recipe,
+    folder: Path,
+    size: int,
+    workers: int,
+    seconds: float = 5.0,
+    documents: Documents | None = None,
+) -> str:
     """Writes a corpus, prepares it with one process and with several, reads it: a Markdown table.
 
     Args:
@@ -141,17 +148,19 @@ def table(recipe: Recipe, folder: Path, size: int, workers: int, seconds: float 
         size: bytes of text.
         workers: processes; reading takes one thread.
         seconds: of each reading.
+        documents: what the text is made of; by default Python's documentation.
 
     Examples:
         >>> import tempfile
-        >>> recipe = Recipe("", "byte", 32, held_out=0.2)
-        >>> print(table(recipe, Path(tempfile.mkdtemp()), 50_000, workers=1, seconds=0.01))
+        >>> from mdm_jax.data import in_memory
+        >>> recipe, text = Recipe("", "byte", 32, held_out=0.2), in_memory(["to be or not"])
+        >>> print(table(recipe, Path(tempfile.mkdtemp()), 9000, 1, seconds=0.01, documents=text))
         | what | tokens | seconds | tokens/s |
         | --- | --- | --- | --- |
         | prepared, 1 process(es) | ...
     """
     (folder / "text").mkdir()
-    write_corpus(folder / "text", size)
+    write_corpus(folder / "text", size, documents)
     recipe = dataclasses.replace(recipe, corpus=f"jsonl:{folder / 'text'}")
     rows = {}
     for count in sorted({1, workers}):
