@@ -24,7 +24,10 @@ ALLOWED = {
 THIRD_PARTY = {
     "core": {"jax", "numpy"},
     "models": {"jax", "numpy", "flax", "ml_dtypes"},
-    "data": {"numpy", "grain", "tokenizers", "sentencepiece", "tiktoken"},
+    "data": {
+        *("numpy", "grain", "tokenizers", "sentencepiece", "tiktoken", "array_record", "tqdm"),
+        *("pyarrow", "zstandard", "tensorflow_datasets", "apache_beam"),
+    },
     "configs": {"ml_collections"},
 }
 FILES = [

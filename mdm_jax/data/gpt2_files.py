@@ -92,7 +92,7 @@ class Gpt2FilesTokenizer:
                 f"reading {self.path} needs the tokenizers package: pip install "
                 "'mdm-jax[tokenizers]'"
             ) from error
-        vocabulary, merges = self._files()
+        vocabulary, merges = self.files()
         try:
             ids = json.loads(vocabulary.read_text(encoding="utf-8"))
             rules = [
@@ -109,7 +109,12 @@ class Gpt2FilesTokenizer:
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
         return tokenizer
 
-    def _files(self) -> tuple[Path, Path]:
+    def files(self) -> tuple[Path, Path]:
+        """The two files.
+
+        Raises:
+            FileNotFoundError: If the folder has neither pair of them.
+        """
         for vocabulary, merges in _NAMES:
             files = Path(self.path, vocabulary), Path(self.path, merges)
             if all(file.is_file() for file in files):

@@ -1,5 +1,6 @@
 """A tokenizer from one string, as configurations, command lines and model cards have it."""
 
+import hashlib
 from pathlib import Path
 
 from mdm_jax.data.gpt2_files import Gpt2FilesTokenizer
@@ -45,6 +46,26 @@ def open_tokenizer(name: str) -> Tokenizer:
         f"unknown tokenizer {name!r}: expected {', '.join(map(repr, _BUILT_IN))}, or the path of a "
         ".json or .model file or of a folder with one"
     )
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """Returns a hash of what a tokenizer is made of: equal files give equal hashes, wherever.
+
+    Args:
+        tokenizer: From `open_tokenizer`.
+
+    Examples:
+        >>> tokenizer_hash(ByteTokenizer()) == tokenizer_hash(CharTokenizer())
+        False
+    """
+    kind = type(tokenizer).__name__
+    digest = hashlib.sha256(f"{kind} {tokenizer.vocab_size} {tokenizer.eos_id}".encode())
+    path = getattr(tokenizer, "path", None)
+    if path is not None:
+        files = tokenizer.files() if isinstance(tokenizer, Gpt2FilesTokenizer) else [Path(path)]
+        for file in files:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 _BUILT_IN = {"byte": ByteTokenizer, "text8": CharTokenizer}

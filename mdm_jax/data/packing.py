@@ -1,12 +1,41 @@
 """Documents to fixed-length windows of tokens."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from mdm_jax.data.sources import Documents
 from mdm_jax.data.tokenizers import Tokenizer
+
+
+class Windows(Protocol):
+    """Windows by random access, in memory or not: what batches are made of."""
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        ...
+
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
+        """A window: "tokens" int32[L], "where" bool[L]; "segments" int32[L] if kept apart."""
+        ...
+
+    @property
+    def token_count(self) -> int:
+        """Number of real tokens: the sum of all `where`."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of text behind the real tokens."""
+        ...
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Turns nats per token into bits per byte: `nats / ln 2 / bytes_per_token`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -20,9 +49,11 @@ class Packed:
         where: bool[N, L], True on real tokens (text and ends of documents), False on padding.
         bytes: Bytes of text behind the real tokens; ends of documents count as tokens but not as
             bytes, so bits per byte charge a model for them.
+        segments: int32[N, L], if attention must keep the documents of a window apart: they count
+            from 1, and 0 is padding. None where it need not.
 
     Raises:
-        ValueError: If the two arrays do not have the same shape [N, L], or it is empty.
+        ValueError: If the arrays do not have the same shape [N, L], or it is empty.
 
     Examples:
         >>> packed = Packed(np.zeros((3, 4), np.int32), np.ones((3, 4), bool), bytes=11)
@@ -33,6 +64,7 @@ class Packed:
     tokens: np.ndarray
     where: np.ndarray
     bytes: int
+    segments: np.ndarray | None = None
 
     def __post_init__(self):
         shape = self.tokens.shape
@@ -41,12 +73,15 @@ class Packed:
                 "tokens and where must have the same shape [N, L], with N and L above 0, got "
                 f"{self.tokens.shape} and {self.where.shape}"
             )
+        if self.segments is not None and self.segments.shape != shape:
+            raise ValueError(f"segments must have the shape {shape}, got {self.segments.shape}")
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"tokens": self.tokens[index], "where": self.where[index]}
+        row = {"tokens": self.tokens[index], "where": self.where[index]}
+        return row if self.segments is None else row | {"segments": self.segments[index]}
 
     def __repr__(self) -> str:
         windows, length = self.tokens.shape
@@ -106,11 +141,18 @@ def pack(documents: Documents, tokenizer: Tokenizer, length: int) -> Packed:
     )
 
 
-def evenly_spaced(packed: Packed, windows: int) -> Packed:
-    """Some of the windows, evenly spaced, with their share of the bytes; all if `windows` is 0.
+def evenly_spaced(windows: Windows, count: int) -> Windows:
+    """Some of the windows, evenly spaced, with their share of the bytes; all if `count` is 0.
+
+    Args:
+        windows: In memory or not.
+        count: How many; they are read into memory.
+
+    Returns:
+        `Packed`, or `windows` themselves if that is all of them.
 
     Raises:
-        ValueError: if `windows` is negative.
+        ValueError: if `count` is negative.
 
     Examples:
         >>> from mdm_jax.data import ByteTokenizer, in_memory
@@ -118,13 +160,31 @@ def evenly_spaced(packed: Packed, windows: int) -> Packed:
         >>> evenly_spaced(packed, 4)
         Packed(4 windows of 10, 40 tokens, 40 bytes)
     """
-    if windows < 0:
-        raise ValueError(f"windows={windows}: expected a number of windows, or 0 for all")
-    if windows == 0 or windows >= len(packed):
-        return packed
-    index = np.linspace(0, len(packed) - 1, windows).round().astype(int)
-    tokens, where = packed.tokens[index], packed.where[index]
-    return Packed(tokens, where, bytes=round(where.sum() * packed.bytes_per_token))
+    if count < 0:
+        raise ValueError(f"windows={count}: expected a number of windows, or 0 for all")
+    if count == 0 or count >= len(windows):
+        return windows
+    return sample_windows(windows, count)
+
+
+def sample_windows(windows: Windows, most: int) -> Packed:
+    """At most so many of the windows, evenly spaced, in memory, with their share of the bytes.
+
+    Args:
+        windows: In memory or not.
+        most: How many, at least 1.
+
+    Examples:
+        >>> packed = Packed(np.zeros((3, 4), np.int32), np.ones((3, 4), bool), bytes=12)
+        >>> sample_windows(packed, 2)
+        Packed(2 windows of 4, 8 tokens, 8 bytes)
+    """
+    if isinstance(windows, Packed) and most >= len(windows):
+        return windows
+    index = np.linspace(0, len(windows) - 1, min(most, len(windows))).round().astype(int)
+    rows = [windows[int(one)] for one in index]
+    columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return Packed(bytes=round(columns["where"].sum() * windows.bytes_per_token), **columns)
 
 
 def check_ids(tokens: ArrayLike, vocab_size: int, mask_id: int | None = None) -> None:

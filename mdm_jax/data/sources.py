@@ -88,6 +88,22 @@ def text_files(path: str | os.PathLike[str]) -> Documents:
         >>> [os.path.basename(name) for name in text_files(f"{here}/so*.py").names]
         ['sources.py']
     """
+    files = find_files(path)
+    return _documents(((name, Path(name).read_bytes()) for name in files), source=repr(path))
+
+
+def find_files(path: str | os.PathLike[str]) -> list[str]:
+    """Files at a path: a file, all files below a folder, or those that match a glob; sorted.
+
+    Hidden files are left out. `**` in a glob crosses folders.
+
+    Raises:
+        FileNotFoundError: If nothing is at `path`.
+
+    Examples:
+        >>> [os.path.basename(name) for name in find_files(f"{os.path.dirname(__file__)}/so*.py")]
+        ['sources.py']
+    """
     where = os.path.expanduser(os.fspath(path))
     if os.path.isdir(where):
         found = glob.glob(os.path.join(glob.escape(where), "**"), recursive=True)
@@ -100,8 +116,7 @@ def text_files(path: str | os.PathLike[str]) -> Documents:
                 f"no such file or folder, and no match as a glob: {where!r} "
                 f"(relative paths start at {os.getcwd()})"
             )
-    files = sorted(name for name in found if os.path.isfile(name))
-    return _documents(((name, Path(name).read_bytes()) for name in files), source=repr(where))
+    return sorted(name for name in found if os.path.isfile(name))
 
 
 @functools.cache
@@ -165,7 +180,7 @@ def split(
     else:
         sides = [], []
         for name, text in zip(documents.names, documents.texts, strict=True):
-            sides[_fraction(text, seed) < held_out].append((name, text))
+            sides[hash_fraction(text, seed) < held_out].append((name, text))
     counts = [sum(len(text) > 0 for _, text in side) for side in sides]
     if not all(counts):
         raise ValueError(
@@ -177,8 +192,15 @@ def split(
     return train, rest
 
 
-def _fraction(text: bytes, seed: int) -> float:
-    """A uniform number in [0, 1) that depends on `seed` and `text` alone, on every machine."""
+def hash_fraction(text: bytes, seed: int = 0) -> float:
+    """A uniform number in [0, 1) that depends on `seed` and `text` alone, on every machine.
+
+    A document is held out if it is below the held-out share.
+
+    Examples:
+        >>> round(hash_fraction(b"a document"), 4)
+        0.1206
+    """
     digest = hashlib.sha256(b"%d:" % seed + text).digest()
     return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits: exact in a float
 

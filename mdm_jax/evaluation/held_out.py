@@ -16,6 +16,8 @@ from mdm_jax import data
 from mdm_jax.evaluation.bound import evaluate_bound
 from mdm_jax.evaluation.samples import TextModel
 
+_LOOKED_AT = 4096  # windows of data that are not in memory, for simple models
+
 
 class HeldOut(NamedTuple):
     """The bound of a model on a text; for an autoregressive model, its likelihood itself.
@@ -59,7 +61,7 @@ class HeldOut(NamedTuple):
 
 def held_out_bound(
     model: TextModel,
-    packed: data.Packed,
+    packed: data.Windows,
     *,
     samples: int = 8,
     strata: Literal["auto", "count", "time"] = "auto",
@@ -125,7 +127,7 @@ def objective_bound(
     apply: Callable[[Any, Any, None], Any],
     params: Any,
     objective: mdm.Objective,
-    packed: data.Packed,
+    packed: data.Windows,
     *,
     constant: float,
     samples: int = 8,
@@ -211,9 +213,11 @@ def _summed(
 
 
 def baselines(
-    train: data.Packed, held_out: data.Packed, tokenizer: data.Tokenizer
+    train: data.Windows, held_out: data.Windows, tokenizer: data.Tokenizer
 ) -> dict[str, float]:
     """Bits per byte of the held-out text under simple models, from worst to best as a rule.
+
+    Of windows that are not in memory, at most 4096 of each side are looked at, evenly spaced.
 
     Args:
         train: windows the counted models are counted on.
@@ -259,8 +263,10 @@ def table(bits_per_byte: float, error: float, rivals: Mapping[str, float]) -> st
     return "\n".join(lines)
 
 
-def _text(packed: data.Packed, tokenizer: data.Tokenizer) -> bytes:
+def _text(windows: data.Windows, tokenizer: data.Tokenizer) -> bytes:
     """The bytes of the real tokens, ends of documents included."""
+    in_memory = isinstance(windows, data.Packed)
+    packed = windows if in_memory else data.sample_windows(windows, _LOOKED_AT)
     ids = packed.tokens[packed.where]
     if isinstance(tokenizer, data.ByteTokenizer):
         return tokenizer.decode_bytes(ids)  # exact, even where the text is not UTF-8

@@ -12,7 +12,7 @@ from mdm_jax import data
 from mdm_jax.train.fields import checked
 from mdm_jax.train.learners import Learner, build_learner
 
-SOURCES = ("python_documentation", "text_files", "in_memory")
+SOURCES = ("python_documentation", "text_files", "in_memory", "prepared")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,19 +26,25 @@ class Experiment(Learner):
     """
 
     tokenizer: data.Tokenizer
-    train_data: data.Packed
-    held_out: data.Packed
+    train_data: data.Windows
+    held_out: data.Windows
 
     def data_fingerprint(self) -> str:
-        """Returns a hash of all windows: equal text, tokenizer and split give equal hashes."""
+        """Returns a hash of all windows: equal text, tokenizer and split give equal hashes.
+
+        Of prepared data it comes from the hashes of the manifests, and from the weights.
+        """
         digest = hashlib.sha256()
         for packed in (self.train_data, self.held_out):
-            digest.update(repr(packed.tokens.shape).encode())
-            for array in (packed.tokens, packed.where):  # hashed in place: it may be all the memory
-                digest.update(np.ascontiguousarray(array).data.cast("B"))
+            if isinstance(packed, data.PreparedWindows | data.Mixture):
+                digest.update(packed.fingerprint().encode())
+            elif isinstance(packed, data.Packed):
+                digest.update(repr(packed.tokens.shape).encode())
+                for array in (packed.tokens, packed.where):  # in place: it may be all the memory
+                    digest.update(np.ascontiguousarray(array).data.cast("B"))
         return digest.hexdigest()[:16]
 
-    def evaluation_data(self) -> data.Packed:
+    def evaluation_data(self) -> data.Windows:
         """Returns ``evaluation.max_windows`` held-out windows, evenly spaced; all if that is 0."""
         return data.evenly_spaced(self.held_out, self.config["evaluation"]["max_windows"])
 
@@ -75,32 +81,69 @@ def build(
     config = checked(config)
     tokenizer = make_tokenizer(config["data"]["tokenizer"])
     learner = build_learner(config, tokenizer.vocab_size, mesh)
-    length = config["data"]["length"]
-    texts = _documents(config["data"], documents)
-    train_texts, held_out_texts = data.split(texts, config["data"]["held_out"])
+    train_data, held_out = _windows(config["data"], tokenizer, documents)
     return Experiment(
         **{field.name: getattr(learner, field.name) for field in dataclasses.fields(Learner)},
         tokenizer=tokenizer,
-        train_data=_packed("training", train_texts, tokenizer, length),
-        held_out=_packed("held-out", held_out_texts, tokenizer, length),
+        train_data=train_data,
+        held_out=held_out,
     )
 
 
-def _documents(section: Mapping[str, Any], given: data.Documents | None) -> data.Documents:
-    """The text of ``data.source``."""
+def _windows(
+    section: Mapping[str, Any], tokenizer: data.Tokenizer, documents: data.Documents | None
+) -> tuple[data.Windows, data.Windows]:
+    """The windows to train on, and those held out."""
+    texts = _documents(section, documents)
+    if texts is None:
+        return _prepared(section, tokenizer)
+    train_texts, held_out_texts = data.split(texts, section["held_out"])
+    return (
+        _packed("training", train_texts, tokenizer, section["length"]),
+        _packed("held-out", held_out_texts, tokenizer, section["length"]),
+    )
+
+
+def _prepared(
+    section: Mapping[str, Any], tokenizer: data.Tokenizer
+) -> tuple[data.Windows, data.Windows]:
+    """Prepared windows, once they are known to be what the config says."""
+    train = data.open_prepared(section["path"], "train")
+    for part in train.parts:
+        manifest = part.manifest
+        if manifest.tokenizer["sha256"] != data.tokenizer_hash(tokenizer):
+            raise ValueError(
+                f"{part.folder} was prepared with another tokenizer "
+                f"({manifest.tokenizer['name']!r}, {manifest.tokenizer['vocab_size']} ids) than "
+                f"data.tokenizer={section['tokenizer']!r} ({tokenizer.vocab_size} ids): name the "
+                "one it was prepared with, or prepare it anew"
+            )
+        expected = {"length": manifest.length, "held_out": manifest.recipe["held_out"]}
+        for field, value in expected.items():
+            if section[field] != value:
+                raise ValueError(
+                    f"{part.folder} was prepared with {field}={value}, but data.{field}="
+                    f"{section[field]}: set --config.data.{field}={value}, or prepare it anew"
+                )
+    return train, data.open_prepared(section["path"], "held_out")
+
+
+def _documents(section: Mapping[str, Any], given: data.Documents | None) -> data.Documents | None:
+    """The text of ``data.source``; None if that is windows already."""
     source, path = section["source"], section["path"]
     if source not in SOURCES:
         raise ValueError(f"unknown data.source {source!r}: expected one of {list(SOURCES)}")
-    if (source == "text_files") != bool(path):
+    if (source in ("text_files", "prepared")) != bool(path):
         raise ValueError(
-            f"data.path={path!r} with data.source={source!r}: text_files alone has one"
+            f"data.path={path!r} with data.source={source!r}: text_files and prepared have one, "
+            "and no other source"
         )
     if (source == "in_memory") != (given is not None):
         raise ValueError(
             f"data.source={source!r} with documents={given!r}: data.source='in_memory', and no "
             "other, takes its text from the caller: train(config, workdir, documents=...)"
         )
-    if given is not None:
+    if given is not None or source == "prepared":
         return given
     return data.text_files(path) if source == "text_files" else data.python_documentation()
 

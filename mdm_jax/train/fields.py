@@ -58,8 +58,8 @@ FIELDS: dict[str, Any] = {
     },
     "schedule": {"name": str, "eps": float, "power": float, "sigma_min": float, "sigma_max": float},
     "data": {
-        "source": str,  # "python_documentation", "text_files", "in_memory"
-        "path": str,  # of text_files
+        "source": str,  # "python_documentation", "text_files", "in_memory", "prepared"
+        "path": str,  # of text_files; of prepared: a folder, or "FOLDER=WEIGHT,..."
         "tokenizer": str,  # "byte", or the path of a tokenizer.json
         "length": int,
         "held_out": float,  # share of the documents

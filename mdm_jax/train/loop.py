@@ -112,13 +112,15 @@ def train(
         step_fns = experiment.steps()
         rows = settings["batch_size"]
         batches = data.Batches(experiment.train_data, rows, experiment.config["seed"])
+        read = lambda step: read_rows(partial(batches.rows, step), rows, mesh)
+        ready = stack.enter_context(data.ReadAhead(read, start, settings["steps"]))
         evaluation = {}
         stopwatch.started()
         for step in range(start, settings["steps"]):
             with stopwatch("profile"):
                 profiler.before(step, reporter.flush)
             with stopwatch("data"):
-                batch = read_rows(partial(batches.rows, step), rows, mesh)
+                batch = ready(step)
             reporter.fed()
             with stopwatch("step"), jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = step_fns[experiment.phase_at(step)](state, batch)

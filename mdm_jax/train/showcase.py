@@ -76,7 +76,7 @@ def show(experiment: Experiment, workdir: str | Path) -> Shown:
     rivals = baselines(experiment.train_data, held_out, experiment.tokenizer)
     print(f"\n{_how_bounded(model)} on {held_out}:\n{bound.summary()}\n")
     print(table(bound.bits_per_byte, bound.bits_per_byte_error, rivals))
-    page = _sample(model, held_out.tokens.shape[1], workdir / "trajectory.html")
+    page = _sample(model, experiment.config["data"]["length"], workdir / "trajectory.html")
     print(f"\ntrajectory of the first sample: {page}")
     print(_draw_loss(workdir, rivals, bound.bytes_per_token))
     return Shown(bound, rivals)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jax.tree_util import Partial
 
 import mdm_jax as mdm
-from mdm_jax.data import Tokenizer, evenly_spaced
+from mdm_jax.data import Tokenizer, sample_windows
 from mdm_jax.evaluation.samples import TextModel
 from mdm_jax.evaluation.text_statistics import unigram_entropy
 from mdm_jax.models.adapters import linen
@@ -243,6 +243,6 @@ def real_entropy(trained: Trained, length: int) -> float | None:
     data = trained.config["data"]
     if "source" not in data or data["source"] == "in_memory" or length > data["length"]:
         return None
-    packed = evenly_spaced(build(trained.config).held_out, 1024)
+    packed = sample_windows(build(trained.config).held_out, 1024)
     whole = packed.where[:, :length].all(axis=1)
     return unigram_entropy(packed.tokens[whole, :length]) if whole.any() else None

@@ -1,5 +1,7 @@
 """The whole program in this process: it learns, stops, resumes, and refuses."""
 
+import json
+import shutil
 import signal
 
 import jax
@@ -8,6 +10,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from train import tiny
 
+from mdm_jax import data
 from mdm_jax.train import loop
 from mdm_jax.train.checkpoints import load_params
 from mdm_jax.train.interruption import Interrupted
@@ -124,6 +127,24 @@ def test_other_text_is_refused(finished):
     texts = [text + b"!" for text in tiny.documents().texts]
     with pytest.raises(ValueError, match="data_fingerprint is"):
         train(tiny.config(), workdir, documents=loop.data.in_memory(texts))
+
+
+def test_prepared_text_trains_to_the_same_parameters(tmp_path, finished):
+    """Read from shards, window by window. The folder may move; other windows are refused."""
+    lines = [json.dumps({"text": text.decode()}) for text in tiny.documents().texts]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    recipe = data.Recipe(f"jsonl:{tmp_path}/text.jsonl", "byte", 16, held_out=0.3)
+    data.prepare(recipe, tmp_path / "a")
+    config = lambda path: tiny.config(data={"source": "prepared", "path": str(path)})
+    result = train(config(tmp_path / "a"), tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, result.state.params, finished[1].state.params)
+    assert losses(tmp_path / "run") == losses(finished[0])
+    bits = "eval_bits_per_byte"
+    assert result.metrics[bits] == finished[1].metrics[bits]
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    assert int(train(config(tmp_path / "b"), tmp_path / "run").state.step) == 6
+    with pytest.raises(ValueError, match="data_fingerprint"):
+        train(config(f"{tmp_path}/b=1,{tmp_path}/b=2"), tmp_path / "run")
 
 
 def test_batches_that_do_not_divide_are_refused(tmp_path):
