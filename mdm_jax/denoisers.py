@@ -98,7 +98,7 @@ def predicting(inner: Denoiser, process: Process) -> Denoiser:
     return edited(inner, lambda logits, tokens, t: process.data_logits(logits), positionwise=True)
 
 
-def shifted(inner: Denoiser, process: Masked) -> Denoiser:
+def shifted(inner: Denoiser, process: Masked, *, first: int | None = None) -> Denoiser:
     """Lets an autoregressive model answer like a masked one, to be sampled `left_to_right`.
 
     Next-token models predict the token after: their logits are moved one position to the right, so
@@ -110,6 +110,9 @@ def shifted(inner: Denoiser, process: Masked) -> Denoiser:
     Args:
         inner: a causal, next-token denoiser.
         process: the masked process of the canvas, such as ``Masked(vocab_size, Linear())``.
+        first: the id that the model was trained to read before every text, if it was
+            (``autoregressive_objective(prepend=...)``): it is fed before the canvas, whose last
+            token is not read, and so position 0 has a prediction too.
 
     Returns:
         `Denoiser`.
@@ -125,6 +128,9 @@ def shifted(inner: Denoiser, process: Masked) -> Denoiser:
 
     def apply(tokens: Tokens, t: Times, carry: Carry) -> tuple[Logits, Carry]:
         shown = jnp.where(process.is_masked(tokens), some_id, tokens)
+        if first is not None:
+            before = jnp.full_like(shown[..., :1], first)
+            return inner.apply(jnp.concatenate([before, shown[..., :-1]], axis=-1), t, carry)
         logits, carry = inner.apply(shown, t, carry)
         padding = [(0, 0)] * (tokens.ndim - 1) + [(1, 0), (0, 0)]
         return by_rows(lambda x: jnp.pad(x[..., :-1, :], padding), logits), carry
