@@ -100,8 +100,8 @@ def next_token_nats(
         scored = mdm.scored_by_next_token(where)
         return mdm.autoregressive(logits_fn(tokens, t), tokens, scored), scored
     objective = mdm.autoregressive_objective(prepend=first)
-    inputs, noised = objective.prepare(jax.random.key(0), tokens, where, jnp.int32(0))  # no noise
-    return objective.loss(logits_fn(inputs["tokens"], t), noised), noised.where
+    _, noised = objective.prepare(jax.random.key(0), tokens, where, jnp.int32(0))  # no noise
+    return objective.loss(logits_fn(noised.tokens, t), noised), noised.where
 
 
 def samplers_for(process: Process | None, *, scores: bool = False) -> tuple[str, ...]:
