@@ -10,6 +10,7 @@ from mdm_jax.arrays import Bool, Key, Times, Tokens, last_axis_index
 from mdm_jax.denoisers import Denoiser
 from mdm_jax.generation import Generation, generate
 from mdm_jax.processes.base import check_tokens
+from mdm_jax.reading import by_rows
 from mdm_jax.samplers.base import Sampler
 from mdm_jax.stopping import Stop, any_of
 
@@ -35,7 +36,8 @@ def by_block(inner: Denoiser) -> Denoiser:
     """Lets a denoiser of whole canvases read one block at a time, as `generate_blocks` asks.
 
     Every call evaluates the whole canvas, on which later blocks stand as they were given, and the
-    logits of the block are cut out. `commit` writes a finished block on the canvas and moves on;
+    logits of the block are cut out; those of a model that returns `Hidden` are made for the block
+    alone. `commit` writes a finished block on the canvas and moves on;
     `inner` is told to commit once the last block is there.
 
     Args:
@@ -61,8 +63,8 @@ def by_block(inner: Denoiser) -> Denoiser:
         canvas = put(carry.tokens, window, carry.start)
         logits, memory = inner.apply(canvas, t, carry.memory)
         width = window.shape[-1]
-        logits = jax.lax.dynamic_slice_in_dim(logits, carry.start, width, axis=-2)
-        return logits, carry._replace(memory=memory)
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, carry.start, width, axis=-2)
+        return by_rows(cut, logits), carry._replace(memory=memory)
 
     def commit(window, carry):
         canvas, end = put(carry.tokens, window, carry.start), carry.start + window.shape[-1]

@@ -15,6 +15,7 @@ import numpy as np
 from mdm_jax.arrays import Logits, Times, Tokens
 from mdm_jax.processes import Masked, Process
 from mdm_jax.processes.base import align
+from mdm_jax.reading import Derived, Hidden, by_rows, derived
 
 Carry = Any
 
@@ -25,7 +26,8 @@ class Denoiser(NamedTuple):
     Attributes:
         init: ``tokens -> carry``; allocates or prefills from the canvas.
         apply: ``(tokens, t, carry) -> (logits float[*B, L, V], carry)``; t is float32[] or
-            float32[*B].
+            float32[*B]. In place of logits it may return `mdm_jax.Hidden`: samplers then make the
+            logits of the positions they read, and those of a whole canvas are never held.
         commit: ``(tokens, carry) -> carry``; these tokens are final (append them to a cache).
         calls: model evaluations that one `apply` costs.
 
@@ -46,9 +48,9 @@ def denoiser(logits_fn: Callable[[Tokens, Times], Logits]) -> Denoiser:
     """Lifts a plain function ``(tokens, t) -> logits`` to a `Denoiser` without memory.
 
     Args:
-        logits_fn: takes int32[*B, L] and float32[*B], returns float[*B, L, V]: the same times as in
-            training, one per sequence. Close over parameters inside the jitted function, or pass
-            a `jax.tree_util.Partial`.
+        logits_fn: takes int32[*B, L] and float32[*B], returns float[*B, L, V] or `Hidden`: the same
+            times as in training, one per sequence. Close over parameters inside the jitted
+            function, or pass a `jax.tree_util.Partial`.
 
     Returns:
         `Denoiser` with an empty carry.
@@ -93,21 +95,24 @@ def predicting(inner: Denoiser, process: Process) -> Denoiser:
         >>> d.apply(jnp.zeros((1,), jnp.int32), jnp.float32(1.0), ())[0].tolist()
         [[0.0, 0.0, -inf]]
     """
-    return edited(inner, lambda logits, tokens, t: process.data_logits(logits))
+    return edited(inner, lambda logits, tokens, t: process.data_logits(logits), positionwise=True)
 
 
-def shifted(inner: Denoiser, process: Masked) -> Denoiser:
+def shifted(inner: Denoiser, process: Masked, *, first: int | None = None) -> Denoiser:
     """Lets an autoregressive model answer like a masked one, to be sampled `left_to_right`.
 
     Next-token models predict the token after: their logits are moved one position to the right, so
     that those at position i are the prediction of token i. Position 0 has no prediction and gets
-    zeros; give it a token (a beginning-of-text id) through `keep`. The masks of the canvas, which
-    the model may not even embed, are shown to it as some data id; being causal, it does not see
-    them where it matters.
+    zeros (of `Hidden`, zero states); give it a token (a beginning-of-text id) through `keep`. The
+    masks of the canvas, which the model may not even embed, are shown to it as some data id; being
+    causal, it does not see them where it matters.
 
     Args:
         inner: a causal, next-token denoiser.
         process: the masked process of the canvas, such as ``Masked(vocab_size, Linear())``.
+        first: the id that the model was trained to read before every text, if it was
+            (``autoregressive_objective(prepend=...)``): it is fed before the canvas, whose last
+            token is not read, and so position 0 has a prediction too.
 
     Returns:
         `Denoiser`.
@@ -123,9 +128,12 @@ def shifted(inner: Denoiser, process: Masked) -> Denoiser:
 
     def apply(tokens: Tokens, t: Times, carry: Carry) -> tuple[Logits, Carry]:
         shown = jnp.where(process.is_masked(tokens), some_id, tokens)
+        if first is not None:
+            before = jnp.full_like(shown[..., :1], first)
+            return inner.apply(jnp.concatenate([before, shown[..., :-1]], axis=-1), t, carry)
         logits, carry = inner.apply(shown, t, carry)
-        padding = [(0, 0)] * (logits.ndim - 2) + [(1, 0), (0, 0)]
-        return jnp.pad(logits[..., :-1, :], padding), carry
+        padding = [(0, 0)] * (tokens.ndim - 1) + [(1, 0), (0, 0)]
+        return by_rows(lambda x: jnp.pad(x[..., :-1, :], padding), logits), carry
 
     return inner._replace(apply=apply)
 
@@ -141,15 +149,26 @@ def _per_sequence(t: Times, tokens: Tokens) -> Times:
     return align(t, row) + jnp.zeros_like(row, dtype=jnp.float32)
 
 
-def edited(inner: Denoiser, edit: Callable[[Logits, Tokens, Times], Logits]) -> Denoiser:
+def edited(
+    inner: Denoiser,
+    edit: Callable[[Logits, Tokens, Times], Logits],
+    *,
+    positionwise: bool = False,
+) -> Denoiser:
     """Wraps a denoiser so that a function of its logits, the tokens and the time is applied.
 
     Args:
         inner: the denoiser to wrap.
         edit: ``(logits float[*B, L, V], tokens int32[*B, L], t) -> logits``.
+        positionwise: says that `edit` reads no tokens, and of the logits those of the position
+            alone, so that it works on any part of a row. Then it also applies to models that return
+            `Hidden`, where their logits are made.
 
     Returns:
         `Denoiser`.
+
+    Raises:
+        TypeError: (when applied) if the model returns `Hidden` and the edit is not `positionwise`.
 
     Examples:
         >>> d = edited(
@@ -162,6 +181,14 @@ def edited(inner: Denoiser, edit: Callable[[Logits, Tokens, Times], Logits]) -> 
 
     def apply(tokens: Tokens, t: Times, carry: Carry) -> tuple[Logits, Carry]:
         logits, carry = inner.apply(tokens, t, carry)
+        if positionwise:
+            return derived(lambda part: edit(part, tokens, t), logits), carry
+        if isinstance(logits, Hidden | Derived):
+            raise TypeError(
+                "the model returns Hidden in place of logits, and an edit reads tokens or other "
+                "positions, so that it needs all logits at once: let the model return logits, or "
+                "take the edit off"
+            )
         return edit(logits, tokens, t), carry
 
     return inner._replace(apply=apply)

@@ -14,6 +14,7 @@ With the positions as leading axis, the draws of a longer canvas begin with thos
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,24 +44,70 @@ def categorical(key: Key, logits: Logits) -> Tokens:
         >>> round(float(jnp.mean(draws == 2)), 2), int(jnp.sum(draws == 0))
         (0.75, 0)
     """
+    return choose(categorical_noise(key, logits.shape), logits)
+
+
+class Noise(NamedTuple):
+    """Gumbel noise of a draw over V ids: of blocks of ids, and of the ids of a block.
+
+    Attributes:
+        blocks: float32[*B, ~sqrt(V)]; None where V is so small that one stage is as fast.
+        ids: float32[*B, ~sqrt(V)]; float32[*B, V] where there are no blocks.
+    """
+
+    blocks: jax.Array | None
+    ids: jax.Array
+
+
+def categorical_noise(key: Key, shape: tuple[int, ...]) -> Noise:
+    """Draws all that is random in `categorical`, for logits of a shape.
+
+    Args:
+        key: a PRNG key.
+        shape: of the logits, (*B, V).
+
+    Returns:
+        `Noise`, of which any part may be given to `choose` with the logits of that part.
+
+    Examples:
+        >>> [x.shape for x in categorical_noise(jax.random.key(0), (2, 3, 10_000))]
+        [(2, 3, 100), (2, 3, 100)]
+    """
+    *lead, size = shape
+    if size <= _ONE_STAGE_IDS:
+        return Noise(None, _gumbel(key, (*lead, size)))
+    width, blocks = _table(size)
+    key_block, key_id = jax.random.split(key)
+    return Noise(_gumbel(key_block, (*lead, blocks)), _gumbel(key_id, (*lead, width)))
+
+
+def choose(noise: Noise, logits: Logits) -> Tokens:
+    """Returns the ids that `noise` draws from softmax(logits), int32[*B]; -1 as in `categorical`.
+
+    Args:
+        noise: of `categorical_noise`, for the shape of the logits.
+        logits: float[*B, V].
+
+    Examples:
+        >>> logits = jnp.log(jnp.array([[0.5, 0.5], [1.0, 0.0]]))
+        >>> noise = categorical_noise(jax.random.key(0), logits.shape)
+        >>> bool((choose(noise, logits) == categorical(jax.random.key(0), logits)).all())
+        True
+    """
     logits = logits.astype(jnp.float32)
     size = logits.shape[-1]
     possible = jnp.max(logits, axis=-1) > -jnp.inf  # false for NaN too
-    if size <= _ONE_STAGE_IDS:
-        ids = _race(key, logits)
-        return jnp.where(possible, ids, -1)
-    width = math.isqrt(size - 1) + 1
-    blocks = -(-size // width)
+    if noise.blocks is None:
+        return jnp.where(possible, _first(logits, noise.ids), -1)
+    width, blocks = _table(size)
     padding = [(0, 0)] * (logits.ndim - 1) + [(0, blocks * width - size)]
     table = jnp.pad(logits, padding, constant_values=-jnp.inf)
     table = table.reshape(*logits.shape[:-1], blocks, width)
-    key_block, key_id = jax.random.split(key)
-    block_logits = jax.nn.logsumexp(table, axis=-1)
-    block = _race(key_block, block_logits)
+    block = _first(jax.nn.logsumexp(table, axis=-1), noise.blocks)
     # Selecting by comparison instead of a gather: one fused pass, and it partitions on any mesh.
     chosen = last_axis_index(blocks, logits.ndim) == block[..., None]
     row = jnp.max(jnp.where(chosen[..., None], table, -jnp.inf), axis=-2)
-    inside = _race(key_id, row)
+    inside = _first(row, noise.ids)
     return jnp.where(possible, block * width + inside, -1)
 
 
@@ -86,13 +133,24 @@ def uniform(key: Key, shape: tuple[int, ...]) -> jax.Array:
     return jnp.where(coarse < 2.0**-11, fine * 2.0**-11, coarse)
 
 
-def _race(key: Key, logits: Logits) -> Tokens:
-    """The argmax of float32 logits with Gumbel noise of 46 bits, int32[*B]."""
-    high, low = _two_words(key, logits.shape)
+def _table(size: int) -> tuple[int, int]:
+    """Ids in a block and number of blocks, about sqrt(size) each."""
+    width = math.isqrt(size - 1) + 1
+    return width, -(-size // width)
+
+
+def _first(logits: Logits, gumbel: jax.Array) -> Tokens:
+    """Who wins the race of logits with Gumbel noise, int32[*B]."""
+    return jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
+
+
+def _gumbel(key: Key, shape: tuple[int, ...]) -> jax.Array:
+    """Gumbel noise of 46 bits, float32."""
+    high, low = _two_words(key, shape)
     tiny = jnp.finfo(jnp.float32).tiny
     # Large noise comes from x near 0, where the low-order bits count.
     x = jnp.where(high >= 0.5, high, high + 2.0**-23 * low + tiny)
-    return jnp.argmax(logits - jnp.log(-jnp.log1p(-x)), axis=-1).astype(jnp.int32)
+    return -jnp.log(-jnp.log1p(-x))
 
 
 def _two_words(key: Key, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:

@@ -45,7 +45,7 @@ def tempered(inner: Denoiser, temperature: Setting) -> Denoiser:
         del tokens
         return logits.astype(jnp.float32) / setting_at(temperature, t, logits)
 
-    return edited(inner, divide)
+    return edited(inner, divide, positionwise=True)
 
 
 def nucleus(inner: Denoiser, p: Setting) -> Denoiser:
@@ -83,7 +83,7 @@ def nucleus(inner: Denoiser, p: Setting) -> Denoiser:
         threshold = _nucleus_threshold(probs, setting_at(p, t, logits))
         return jnp.where(probs >= threshold, logits, -jnp.inf)
 
-    return edited(inner, truncate)
+    return edited(inner, truncate, positionwise=True)
 
 
 def top_k(inner: Denoiser, k: int) -> Denoiser:
@@ -123,7 +123,7 @@ def top_k(inner: Denoiser, k: int) -> Denoiser:
         ranks = _sortable(logits)
         return jnp.where(ranks >= _kth_largest(ranks, k), logits, -jnp.inf)
 
-    return edited(inner, truncate)
+    return edited(inner, truncate, positionwise=True)
 
 
 def forbid(inner: Denoiser, ids: Sequence[int]) -> Denoiser:
@@ -194,7 +194,7 @@ def _forbidden(inner: Denoiser, ids: Sequence[int], when: Callable[[Times], jax.
             removed = removed & align(now, logits)
         return jnp.where(removed, -jnp.inf, logits.astype(jnp.float32))
 
-    return edited(inner, remove)
+    return edited(inner, remove, positionwise=True)
 
 
 def _sortable(logits: jax.Array) -> jax.Array:

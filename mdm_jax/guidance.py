@@ -10,6 +10,7 @@ from mdm_jax.arrays import Bool, Logits, LogProbs, Times, Tokens
 from mdm_jax.denoisers import Carry, Denoiser, denoiser
 from mdm_jax.processes import Hybrid, Masked, Process
 from mdm_jax.ramps import Setting, setting_at
+from mdm_jax.reading import by_rows, derived
 
 
 def guided(cond: Denoiser, uncond: Denoiser, scale: Setting) -> Denoiser:
@@ -45,9 +46,14 @@ def guided(cond: Denoiser, uncond: Denoiser, scale: Setting) -> Denoiser:
     def apply(tokens: Tokens, t: Times, carry: Carry) -> tuple[Logits, Carry]:
         logits_cond, carry_cond = cond.apply(tokens, t, carry[0])
         logits_uncond, carry_uncond = uncond.apply(tokens, t, carry[1])
-        log_cond = jax.nn.log_softmax(logits_cond.astype(jnp.float32), axis=-1)
-        log_uncond = jax.nn.log_softmax(logits_uncond.astype(jnp.float32), axis=-1)
-        return _mixed(log_cond, log_uncond, scale, t), (carry_cond, carry_uncond)
+
+        def mix(cond: Logits, uncond: Logits) -> Logits:
+            cond, uncond = (
+                jax.nn.log_softmax(x.astype(jnp.float32), axis=-1) for x in (cond, uncond)
+            )
+            return _mixed(cond, uncond, scale, t)
+
+        return derived(mix, logits_cond, logits_uncond), (carry_cond, carry_uncond)
 
     return Denoiser(
         init=lambda tokens: (cond.init(tokens), uncond.init(tokens)),
@@ -157,8 +163,12 @@ def _doubled(
         if times.ndim:
             times = jnp.stack([times, times], axis=-1).reshape(-1)
         logits, carry = alone.apply(flat, times, carry)
-        log_p = _normalized(process, logits).reshape(*both.shape, -1)
-        return _mixed(log_p[..., 0, :, :], log_p[..., 1, :, :], scale, t), carry
+        branch = lambda i: by_rows(lambda x: x.reshape(*both.shape, -1)[..., i, :, :], logits)
+
+        def mix(cond: Logits, uncond: Logits) -> Logits:
+            return _mixed(_normalized(process, cond), _normalized(process, uncond), scale, t)
+
+        return derived(mix, branch(0), branch(1)), carry
 
     return alone._replace(apply=apply)
 
@@ -166,7 +176,7 @@ def _doubled(
 def _log_probs(inner: Denoiser, process: Process):
     def apply(tokens: Tokens, t: Times, carry: Carry) -> tuple[Logits, Carry]:
         logits, carry = inner.apply(tokens, t, carry)
-        return _normalized(process, logits), carry
+        return derived(lambda part: _normalized(process, part), logits), carry
 
     return apply
 

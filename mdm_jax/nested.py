@@ -13,6 +13,7 @@ from mdm_jax.any_order import sorted_places
 from mdm_jax.arrays import Bool, Key, Logits, LogProbs, Times, Tokens, last_axis_index
 from mdm_jax.denoisers import Denoiser
 from mdm_jax.processes import Masked
+from mdm_jax.reading import at_places, by_rows
 from mdm_jax.samplers.first_hitting import hitting_times
 
 
@@ -56,10 +57,9 @@ class Walk(NamedTuple):
         Returns:
             float32[*B, N, V]; the only rows of the logits that are ever cast or normalized.
         """
-        *lead, canvases, length, width = logits.shape
-        flat = logits.reshape(*lead, canvases * length, width)
-        rows = (canvas * length + places)[..., None]
-        return self.process.log_probs(jnp.take_along_axis(flat, rows, axis=-2))
+        length = self.order.shape[-1]
+        flat = by_rows(lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1]), logits)
+        return self.process.log_probs(at_places(flat, canvas * length + places))
 
 
 def draw_walk(
@@ -155,4 +155,4 @@ def evaluate_canvases(model: Denoiser, canvases: Tokens, times: Times) -> Logits
             "the time alone; the carry of this one holds arrays. Take the cache off"
         )
     logits, _ = model.apply(flat, times.reshape(batch), carry)
-    return logits.reshape(*canvases.shape, logits.shape[-1])
+    return by_rows(lambda x: x.reshape(*canvases.shape, x.shape[-1]), logits)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from mdm_jax.arrays import Bool, Logits, Tokens
 from mdm_jax.processes import Masked, Process
 from mdm_jax.processes.masked import WithMask
+from mdm_jax.reading import over_positions
 
 
 class StatefulStop(NamedTuple):
@@ -199,8 +200,11 @@ def low_entropy(process: Process, nats: float, *, keep: Bool | None = None) -> S
         raise ValueError(f"nats={nats}: expected an entropy, at least 0")
 
     def update(state, tokens: Tokens, logits: Logits):
-        log_p = jax.nn.log_softmax(process.data_logits(logits), axis=-1)
-        entropy = -jnp.sum(jnp.where(log_p > -jnp.inf, jnp.exp(log_p) * log_p, 0.0), axis=-1)
+        def read(logits):
+            log_p = jax.nn.log_softmax(process.data_logits(logits), axis=-1)
+            return -jnp.sum(jnp.where(log_p > -jnp.inf, jnp.exp(log_p) * log_p, 0.0), axis=-1)
+
+        entropy = over_positions(read, logits)
         still_open = jnp.ones_like(tokens, dtype=jnp.bool_) if keep is None else ~keep
         count = jnp.sum(still_open, axis=-1)
         total = jnp.sum(jnp.where(still_open, entropy, 0.0), axis=-1)

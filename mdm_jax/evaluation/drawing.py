@@ -139,7 +139,7 @@ def _denoiser(inputs: Inputs, plan: Plan) -> Denoiser:
     else:
         denoiser = mdm.predicting(mdm.denoiser(inputs.logits_fn), process)
     if plan.shift and inputs.remembering is None:
-        denoiser = mdm.shifted(denoiser, process)
+        denoiser = mdm.shifted(denoiser, process, first=plan.first)
     if plan.forbid:
         denoiser = mdm.forbid(denoiser, plan.forbid)
     denoiser = mdm.tempered(denoiser, inputs.temperature)

@@ -10,6 +10,7 @@ compilation and a first round are not timed.
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-import mdm_jax as mdm
 from mdm_jax.evaluation.canvas import canvas
 from mdm_jax.evaluation.samples import Samples, TextModel, sample_text
+from mdm_jax.evaluation.text_models import next_token_nats
 from mdm_jax.evaluation.text_statistics import distinct, repetition, unigram_entropy
 
 
@@ -90,7 +91,8 @@ class Point:
 def judged(judge: TextModel, tokens: np.ndarray, *, batch_size: int = 64) -> float:
     """The negative log-likelihood of texts under an autoregressive model, in nats per token.
 
-    The first token of a row is read and not scored, as the model has no prediction for it.
+    The first token of a row is read and not scored, as the model has no prediction for it, unless
+    it was trained with an id before each text (`TextModel.first`).
 
     Args:
         judge: an autoregressive model of the same tokens.
@@ -119,15 +121,15 @@ def judged(judge: TextModel, tokens: np.ndarray, *, batch_size: int = 64) -> flo
     for start in range(0, len(tokens), batch_size):
         rows = tokens[start : start + batch_size]
         padded = np.pad(rows, ((0, batch_size - len(rows)), (0, 0)))
-        total += float(np.asarray(_nats(function, padded), np.float64)[: len(rows)].sum())
-    return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+        nats = _nats(function, padded, first=judge.first)
+        total += float(np.asarray(nats, np.float64)[: len(rows)].sum())
+    return total / (tokens.shape[0] * (tokens.shape[1] - (judge.first is None)))
 
 
-@jax.jit
-def _nats(logits_fn, tokens):
-    where = mdm.scored_by_next_token(jnp.ones_like(tokens, jnp.bool_))
-    logits = logits_fn(tokens, jnp.zeros(tokens.shape[:1], jnp.float32))
-    return jnp.sum(mdm.autoregressive(logits, tokens, where), axis=-1)
+@partial(jax.jit, static_argnames="first")
+def _nats(logits_fn, tokens, *, first):
+    everywhere = jnp.ones_like(tokens, jnp.bool_)
+    return jnp.sum(next_token_nats(logits_fn, tokens, everywhere, first)[0], axis=-1)
 
 
 def sweep(

@@ -15,6 +15,7 @@ import mdm_jax as mdm
 from mdm_jax import data
 from mdm_jax.evaluation.bound import evaluate_bound
 from mdm_jax.evaluation.samples import TextModel
+from mdm_jax.evaluation.text_models import next_token_nats
 
 _LOOKED_AT = 4096  # windows of data that are not in memory, for simple models
 
@@ -114,6 +115,7 @@ def held_out_bound(
                 process=model.process,
                 samples=samples,
                 strata=strata,
+                first=model.first,
             )
         )
     nats, errors, tokens = (
@@ -178,13 +180,12 @@ def objective_bound(
     )
 
 
-@partial(jax.jit, static_argnames=("process", "samples", "strata"))
-def _batch_bound(key, logits_fn, tokens, where, *, process, samples, strata):
+@partial(jax.jit, static_argnames=("process", "samples", "strata", "first"))
+def _batch_bound(key, logits_fn, tokens, where, *, process, samples, strata, first):
     """Nats, their standard error due to noise, and scored tokens of each row: float32[B] each."""
     if process is None:
-        scored = mdm.scored_by_next_token(where)
-        logits = logits_fn(tokens, jnp.zeros(tokens.shape[:1], jnp.float32))
-        nats = jnp.sum(mdm.autoregressive(logits, tokens, scored), axis=-1)
+        nats, scored = next_token_nats(logits_fn, tokens, where, first)
+        nats = jnp.sum(nats, axis=-1)
         return nats, jnp.zeros_like(nats), jnp.sum(scored, axis=-1)
     bound = mdm.nll_bound(
         key, logits_fn, process, tokens, where=where, samples=samples, strata=strata

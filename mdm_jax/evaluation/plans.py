@@ -67,6 +67,7 @@ class Plan:
         route: which loop fills the canvas.
         process: of the canvas: for autoregressive models, one with a mask.
         shift: whether the model predicts the next token.
+        first: the id that it reads before the canvas; None if there is none.
         scores: whether the model's outputs are scores.
         sampler: its name.
         options: of the sampler, (name, value) each.
@@ -101,6 +102,7 @@ class Plan:
     memory: tuple[tuple[str, int], ...] = ()
     prefill: int = 0
     counts: tuple[int, ...] = ()
+    first: int | None = None
     forbid: tuple[int, ...] = ()
     top_k: int = 0
     truncate: bool = False
@@ -240,6 +242,7 @@ def make_plan(
         route=route,
         process=process or mdm.Masked(model.tokenizer.vocab_size, mdm.Linear()),
         shift=process is None,
+        first=model.first,
         scores=model.scores,
         sampler=name,
         options=tuple(sorted(given.items())),
@@ -306,9 +309,13 @@ def _laid_out(
                 "an autoregressive model sees only what is on the left, so it cannot fill a gap "
                 "before given text: give a prompt, or sample from a masked model"
             )
-        if not canvas.keep[0]:  # something must predict the first token: the end of a document
-            end = model.tokenizer.eos_id
-            canvas = Canvas(np.insert(canvas.tokens, 0, end), np.insert(canvas.keep, 0, True))
+        # Something must predict the first token: the id that the model was trained to read there,
+        # or the end of a document. Without a cache, `shifted` feeds that id itself.
+        start = model.first if route == "autoregressive" else None
+        if model.first is None and not canvas.keep[0]:
+            start = model.tokenizer.eos_id
+        if start is not None:
+            canvas = Canvas(np.insert(canvas.tokens, 0, start), np.insert(canvas.keep, 0, True))
             hidden = (1, 0)
     # How much is read at once is static, so a plan says it on the routes alone that ask for it.
     prefill = _leading(canvas.keep) if route == "autoregressive" else 0

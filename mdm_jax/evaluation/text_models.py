@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 import mdm_jax as mdm
-from mdm_jax.arrays import Logits, Times, Tokens
+from mdm_jax.arrays import Bool, Logits, PerToken, Times, Tokens
 from mdm_jax.data import Tokenizer
 from mdm_jax.denoisers import Denoiser
 from mdm_jax.models.configs import DiTConfig, flops_per_token
@@ -30,6 +33,8 @@ class TextModel(NamedTuple):
             `mdm_jax.models.decoding`. None if there is none.
         block: tokens in a block, of a block diffusion model; 0 for any other.
         alpha_0: share of the text that diffusion writes, of an Eso-LM; None for any other.
+        first: the id that an autoregressive model reads before every text, so that the text's first
+            token is predicted too; None for one that does not, and for all other models.
         length: tokens seen at a time in training; 0 if not known.
         config: sizes of the network, for `flops`; None if not known.
     """
@@ -42,6 +47,7 @@ class TextModel(NamedTuple):
     remembering: Callable[..., Denoiser] | None = None
     block: int = 0
     alpha_0: float | None = None
+    first: int | None = None
     length: int = 0
     config: Any = None
 
@@ -63,6 +69,39 @@ class TextModel(NamedTuple):
         if isinstance(self.config, SMDMConfig):
             return smdm_flops_per_token(self.config, length)
         return None
+
+
+def next_token_nats(
+    logits_fn: Callable[[Tokens, Times], Logits], tokens: Tokens, where: Bool, first: int | None
+) -> tuple[PerToken, Bool]:
+    """The negative log-likelihood of texts under an autoregressive model, token by token.
+
+    Args:
+        logits_fn: as in `TextModel`.
+        tokens: int32[B, L].
+        where: bool[B, L], the tokens to score.
+        first: as in `TextModel`. Without it the first token of a row is read and not scored.
+
+    Returns:
+        float32[B, L], nats, and bool[B, L], where they are scored; zero elsewhere.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> flat = lambda tokens, t: jnp.zeros((*tokens.shape, 4))
+        >>> x = jnp.zeros((1, 3), jnp.int32)
+        >>> for first in (None, 4):
+        ...     nats, scored = next_token_nats(flat, x, x == 0, first)
+        ...     int(scored.sum()), round(float(nats.sum() / jnp.log(4.0)), 3)
+        (2, 2.0)
+        (3, 3.0)
+    """
+    t = jnp.zeros(tokens.shape[:1], jnp.float32)
+    if first is None:
+        scored = mdm.scored_by_next_token(where)
+        return mdm.autoregressive(logits_fn(tokens, t), tokens, scored), scored
+    objective = mdm.autoregressive_objective(prepend=first)
+    _, noised = objective.prepare(jax.random.key(0), tokens, where, jnp.int32(0))  # no noise
+    return objective.loss(logits_fn(noised.tokens, t), noised), noised.where
 
 
 def samplers_for(process: Process | None, *, scores: bool = False) -> tuple[str, ...]:

@@ -10,39 +10,17 @@ skipped.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mdm_jax.arrays import Bool, Logits, PerToken, last_axis_index
 from mdm_jax.processes import Noised
+from mdm_jax.reading import Hidden
 
 CHUNK = 512
 """Positions whose logits are held at once, whatever the vocabulary: enough to fill a matmul."""
-
-
-class Hidden(NamedTuple):
-    """What a model returns in place of logits, ``states @ kernel + bias``.
-
-    The weights stay in the dtype of the parameters (float32): they are rounded to that of the
-    states where the logits are made, as `flax.linen.Dense` does, and their gradients are summed
-    over the chunks in float32.
-
-    Attributes:
-        states: float[*B, L, D], the final states, normalized.
-        kernel: float[D, W], the head's weights.
-        bias: float[W], or None.
-
-    Examples:
-        >>> hidden = Hidden(states=jnp.zeros((2, 3, 8)), kernel=jnp.zeros((8, 50258)))
-        >>> hidden.bias is None
-        True
-    """
-
-    states: jax.Array
-    kernel: jax.Array
-    bias: jax.Array | None = None
 
 
 def from_hidden(

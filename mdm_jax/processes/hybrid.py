@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from mdm_jax import draws
-from mdm_jax.arrays import Key, Logits, LogProbs, Times, Tokens, last_axis_index
+from mdm_jax.arrays import Key, Logits, LogProbs, PerToken, Times, Tokens, last_axis_index
 from mdm_jax.processes.base import align, check_times
 from mdm_jax.processes.masked import WithMask
+from mdm_jax.reading import draw_tokens, log_prob_at
 
 # Keeps ratios of shares finite at both ends of time, in float32.
 _SMALLEST = 1e-20
@@ -172,7 +173,8 @@ class Hybrid(WithMask):
             [[0.375, 0.375, 0.25]]
         """
         log_p = self.log_probs(logits)
-        stay, model, masked, uniform = self._mixture(log_p, tokens, t, s)
+        log_p_z = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+        stay, model, masked, uniform = self._mixture(log_p_z, tokens, t, s)
         log_total = jnp.log(stay + model + masked + uniform)
         ids = last_axis_index(self.num_ids, tokens.ndim + 1)
         noise = jnp.where(
@@ -190,18 +192,22 @@ class Hybrid(WithMask):
         Drawing the component first keeps rare changes at their exact rate.
         """
         key_when, key_model, key_uniform = jax.random.split(key, 3)
-        stay, model, masked, uniform = self._mixture(self.log_probs(logits), tokens, t, s)
+        log_p_z = log_prob_at(logits, tokens, self.log_probs)
+        stay, model, masked, uniform = self._mixture(log_p_z, tokens, t, s)
         u = draws.uniform(key_when, tokens.shape) * (stay + model + masked + uniform)
-        drawn = draws.categorical(key_model, self.data_logits(logits)).astype(tokens.dtype)
+        drawn = draw_tokens(key_model, logits, self.data_logits).astype(tokens.dtype)
         noise = self._data_noise(key_uniform, tokens)
         changed = jnp.where(u < model + uniform, noise, self.mask_id)
         changed = jnp.where(u < model, drawn, changed)
         return jnp.where(u < model + uniform + masked, changed, tokens)
 
     def _mixture(
-        self, log_p: LogProbs, tokens: Tokens, t: Times, s: Times
+        self, log_p_z: PerToken, tokens: Tokens, t: Times, s: Times
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Unnormalized weights, float32[*B, L]: staying, the model's law, the mask, uniform."""
+        """Unnormalized weights, float32[*B, L]: staying, the model's law, the mask, uniform.
+
+        Of the prediction they read log p(x_t) alone.
+        """
         t = align(check_times("t", t, tokens), tokens)
         s = align(check_times("s", s, tokens), tokens)
         survive, to_mask, to_uniform = self._step(t, s)
@@ -210,8 +216,7 @@ class Hybrid(WithMask):
             for end, share in zip((1.0, 0.0, 0.0), self.shares(s), strict=True)
         )
         is_masked = self.is_masked(tokens)
-        p_z = jnp.exp(jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0])
-        kept = self.data_ids * self.shares(t).clean * p_z + survive * uniform_s
+        kept = self.data_ids * self.shares(t).clean * jnp.exp(log_p_z) + survive * uniform_s
         stay = jnp.where(is_masked, survive * masked_s, kept)
         redrawn = jnp.where(is_masked, to_mask, to_uniform)
         model, masked, uniform = redrawn * clean_s, redrawn * masked_s, redrawn * uniform_s

@@ -9,6 +9,7 @@ import numpy as np
 from mdm_jax import draws
 from mdm_jax.arrays import Key, Logits, LogProbs, Times, Tokens, last_axis_index
 from mdm_jax.processes.base import Process, align, check_times
+from mdm_jax.reading import draw_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Masked(WithMask):
         """Draws x_s from `posterior`, int32[*B, L]: first which masks lift, then their tokens."""
         lifted = self.lifts(key, tokens, t, s)
         _, key_what = jax.random.split(key)
-        drawn = draws.categorical(key_what, self.data_logits(logits)).astype(tokens.dtype)
+        drawn = draw_tokens(key_what, logits, self.data_logits).astype(tokens.dtype)
         return jnp.where(lifted, drawn, tokens)
 
     def lifts(self, key: Key, tokens: Tokens, t: Times, s: Times) -> jax.Array:

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from mdm_jax import draws
-from mdm_jax.arrays import Key, Logits, LogProbs, Times, Tokens, last_axis_index
+from mdm_jax.arrays import Key, Logits, LogProbs, PerToken, Times, Tokens, last_axis_index
 from mdm_jax.processes.base import Process, align, check_times
+from mdm_jax.reading import draw_tokens, log_prob_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Uniform(Process):
             [[0.5, 0.5]]
         """
         log_p = self.log_probs(logits)
-        stay, model, uniform = self._mixture(log_p, tokens, t, s)
+        log_p_z = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+        stay, model, uniform = self._mixture(log_p_z, tokens, t, s)
         total = stay + model + uniform
         ids = last_axis_index(self.vocab_size, tokens.ndim + 1)
         at_z = jnp.where(ids == tokens[..., None], stay[..., None], 0.0)
@@ -78,23 +80,26 @@ class Uniform(Process):
         component first keeps rare changes (probability about 1 / T per step) at their exact rate.
         """
         key_when, key_model, key_uniform = jax.random.split(key, 3)
-        stay, model, uniform = self._mixture(self.log_probs(logits), tokens, t, s)
+        log_p_z = log_prob_at(logits, tokens, self.log_probs)
+        stay, model, uniform = self._mixture(log_p_z, tokens, t, s)
         u = draws.uniform(key_when, tokens.shape) * (stay + model + uniform)
-        drawn = draws.categorical(key_model, self.data_logits(logits)).astype(tokens.dtype)
+        drawn = draw_tokens(key_model, logits, self.data_logits).astype(tokens.dtype)
         noise = self.prior(key_uniform, tokens)
         return jnp.where(u < model, drawn, jnp.where(u < model + uniform, noise, tokens))
 
     def _mixture(
-        self, log_p: LogProbs, tokens: Tokens, t: Times, s: Times
+        self, log_p_z: PerToken, tokens: Tokens, t: Times, s: Times
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Unnormalized weights, float32[*B, L], of staying, the model's law and uniform noise."""
+        """Unnormalized weights, float32[*B, L], of staying, the model's law and uniform noise.
+
+        Of the prediction they read log p(x_t) alone.
+        """
         t = align(check_times("t", t, tokens), tokens)
         s = align(check_times("s", s, tokens), tokens)
         alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha(s)
         noise_t, noise_s = self.schedule.noise_rate(t), self.schedule.noise_rate(s)
         lost = jnp.maximum(noise_t - noise_s, 0.0)  # alpha_s - alpha_t
-        p_z = jnp.exp(jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0])
-        stay = self.vocab_size * alpha_t * p_z + alpha_t * noise_s / alpha_s
+        stay = self.vocab_size * alpha_t * jnp.exp(log_p_z) + alpha_t * noise_s / alpha_s
         uniform = lost / alpha_s * noise_s
         broadcast = jnp.zeros_like(stay)
         return stay, lost + broadcast, uniform + broadcast

@@ -10,6 +10,7 @@ from mdm_jax.arrays import Logits, Times, Tokens, last_axis_index
 from mdm_jax.losses.score import check_survival, log_odds, sedd_log_scores
 from mdm_jax.processes import Masked, Process, Uniform
 from mdm_jax.processes.base import align, check_times
+from mdm_jax.reading import draw_beside
 from mdm_jax.samplers.base import Sampler
 
 LogScores = Callable[[Logits, Tokens, Times, Process], Logits]
@@ -62,11 +63,15 @@ def analytic(process: Process, log_scores: LogScores = sedd_log_scores) -> Sampl
     def step(key, logits, tokens, state, t, s, **extra):
         del extra
         key_when, key_what = jax.random.split(key)
-        scores = log_scores(logits, tokens, t, process)
-        moves, log_weights = score_step(scores, tokens, t, s, process)
+
+        def weigh(logits, tokens):
+            scores = log_scores(logits, tokens, t, process)
+            moves, log_weights = score_step(scores, tokens, t, s, process)
+            return log_weights, moves
+
+        drawn, moves = draw_beside(key_what, logits, weigh, tokens)
         moved = draws.uniform(key_when, tokens.shape) < moves
-        drawn = draws.categorical(key_what, log_weights).astype(tokens.dtype)
-        return jnp.where(moved, drawn, tokens), state
+        return jnp.where(moved, drawn.astype(tokens.dtype), tokens), state
 
     return Sampler(init=lambda tokens: (), step=step)
 

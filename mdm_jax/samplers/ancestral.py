@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mdm_jax.arrays import Logits, Tokens
 from mdm_jax.processes import Masked, Process
 from mdm_jax.processes.base import align
+from mdm_jax.reading import over_positions
 from mdm_jax.samplers.base import Sampler
 
 
@@ -83,9 +84,13 @@ def _nothing_lifts(process: Masked) -> Callable[..., jax.Array]:
 
 def _most_probable(process: Process, logits: Logits, tokens: Tokens) -> Tokens:
     """The model's most probable tokens, int32[*B, L]; tokens decided for good are carried over."""
-    logits = process.data_logits(logits)
-    possible = jnp.max(logits, axis=-1) > -jnp.inf  # as in `draws.categorical`, else -1
-    best = jnp.where(possible, jnp.argmax(logits, axis=-1), -1).astype(tokens.dtype)
+
+    def read(logits):
+        logits = process.data_logits(logits)
+        possible = jnp.max(logits, axis=-1) > -jnp.inf  # as in `draws.categorical`, else -1
+        return jnp.where(possible, jnp.argmax(logits, axis=-1), -1).astype(tokens.dtype)
+
+    best = over_positions(read, logits)
     if isinstance(process, Masked):
         return jnp.where(process.is_masked(tokens), best, tokens)
     return best

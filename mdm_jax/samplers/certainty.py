@@ -2,12 +2,10 @@
 
 All of them are computed without the top id's own term, so that they keep their relative precision
 where the model is almost certain: probabilities within 1e-7 of 1 are still told apart, and an
-entropy of 1e-12 nats is 1e-12. Nothing is sorted over the vocabulary, and `over_positions` bounds
-what is held beside the logits, which a compiler may or may not do by itself.
+entropy of 1e-12 nats is 1e-12. Nothing is sorted over the vocabulary.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +13,6 @@ import jax.numpy as jnp
 from mdm_jax.arrays import Logits, PerToken, Tokens, last_axis_index
 
 Certainty: TypeAlias = Literal["probability", "margin", "entropy"]
-
-_CHUNK = 32  # positions of every row at a time
 
 
 def certainty(logits: Logits, by: Certainty) -> PerToken:
@@ -48,44 +44,6 @@ def check_certainty(by: str) -> None:
     """Raises ValueError unless `by` names a certainty."""
     if by not in ("probability", "margin", "entropy"):
         raise ValueError(f"by={by!r}: expected 'probability', 'margin' or 'entropy'")
-
-
-def over_positions(read: Callable[..., Any], logits: Logits, *others: jax.Array) -> Any:
-    """Returns ``read(logits, *others)``, computed for a few positions at a time.
-
-    So that the float32 intermediates of `read` are small beside the logits.
-
-    Args:
-        read: from float[*B, l, V] and arrays whose last axis is l to a pytree of arrays [*B, l],
-            position by position.
-        logits: float[*B, L, V].
-        *others: arrays whose last axis is L.
-
-    Examples:
-        >>> over_positions(top_id, jnp.eye(100)).tolist() == list(range(100))
-        True
-    """
-    length, axis = logits.shape[-2], logits.ndim - 2
-    if length <= _CHUNK:
-        return read(logits, *others)
-
-    def part(i):
-        # The last part begins early enough to be whole: what it shares with the one before is
-        # computed twice.
-        start = jnp.minimum(i * _CHUNK, length - _CHUNK)
-        cut = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, _CHUNK, axis)
-        return start, read(cut(logits, axis), *(cut(x, x.ndim - 1) for x in others))
-
-    def body(i, out):
-        start, values = part(i)
-        write = lambda whole, x: jax.lax.dynamic_update_slice_in_dim(whole, x, start, axis)
-        return jax.tree.map(write, out, values)
-
-    # Made from the logits, to have their varying axes under shard_map.
-    out = jax.tree.map(
-        lambda x: jnp.zeros_like(logits[..., 0], dtype=x.dtype), jax.eval_shape(part, 0)[1]
-    )
-    return jax.lax.fori_loop(0, -(-length // _CHUNK), body, out)
 
 
 def top_id(logits: Logits) -> Tokens:

@@ -1,8 +1,9 @@
 """Confidence sampling: fill first where the model is most certain."""
 
 from mdm_jax.processes import Masked
+from mdm_jax.reading import over_positions
 from mdm_jax.samplers.base import Sampler
-from mdm_jax.samplers.certainty import Certainty, certainty, check_certainty, over_positions
+from mdm_jax.samplers.certainty import Certainty, certainty, check_certainty
 from mdm_jax.samplers.positions import fill_best
 from mdm_jax.samplers.quotas import Quota, check_quota
 

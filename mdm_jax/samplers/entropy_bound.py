@@ -5,13 +5,13 @@ import jax.numpy as jnp
 
 from mdm_jax.arrays import Bool, PerToken
 from mdm_jax.processes import Masked
+from mdm_jax.reading import over_positions
 from mdm_jax.samplers.base import Sampler
 from mdm_jax.samplers.certainty import (
     Certainty,
     certainty,
     check_certainty,
     entropy,
-    over_positions,
 )
 from mdm_jax.samplers.positions import descending, fill_chosen
 

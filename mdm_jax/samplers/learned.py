@@ -8,6 +8,7 @@ from mdm_jax.arrays import Logits, LogProbs, Times, Tokens
 from mdm_jax.losses.learned import check_powers
 from mdm_jax.processes import Masked
 from mdm_jax.processes.base import align
+from mdm_jax.reading import draw_beside
 from mdm_jax.samplers.base import Sampler
 from mdm_jax.token_schedules import TokenPolynomial
 
@@ -55,15 +56,18 @@ def learned_ancestral(process: Masked, schedule: TokenPolynomial) -> Sampler:
 
     def step(key, logits, tokens, state, t, s, **extra):
         del extra
-        joint = _lifting(logits, tokens, t, s, schedule, process)
+
+        def weigh(logits, tokens):
+            joint = _lifting(logits, tokens, t, s, schedule, process)
+            return joint, jnp.exp(jax.nn.logsumexp(joint, axis=-1))
+
         key_when, key_what = jax.random.split(key)
-        rate = jnp.exp(jax.nn.logsumexp(joint, axis=-1))
+        drawn, rate = draw_beside(key_what, logits, weigh, tokens)
         lifted = process.is_masked(tokens) & (draws.uniform(key_when, tokens.shape) < rate)
         # Sums of probabilities may round to just below 1: the last step lifts whatever they say.
         last = jnp.asarray(align(jnp.asarray(s, jnp.float32), tokens)) <= 0
         lifted = lifted | (process.is_masked(tokens) & last)
-        drawn = draws.categorical(key_what, joint).astype(tokens.dtype)
-        return jnp.where(lifted, drawn, tokens), state
+        return jnp.where(lifted, drawn.astype(tokens.dtype), tokens), state
 
     return Sampler(init=lambda tokens: (), step=step)
 

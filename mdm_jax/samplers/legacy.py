@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from mdm_jax.arrays import Bool, Logits, PerToken
 from mdm_jax.processes import Masked
 from mdm_jax.processes.base import align
+from mdm_jax.reading import over_positions
 from mdm_jax.samplers.base import Sampler
-from mdm_jax.samplers.certainty import Certainty, certainty, doubt, over_positions
+from mdm_jax.samplers.certainty import Certainty, certainty, doubt
 from mdm_jax.samplers.positions import Walk, best, check_temperature, draw_everywhere, fill_best
 from mdm_jax.samplers.quotas import ByTime, Even, PerStep, Quota
 from mdm_jax.samplers.threshold import above, check_tau
@@ -250,14 +251,14 @@ def _draw_first(
 
     def step(key, logits, tokens, state, t, s, **extra):
         candidates, open_masks = walk.candidates(tokens, state, extra.get("keep"))
-        drawn = draw_everywhere(key, process, logits, temperature)
+        drawn = draw_everywhere(key, process, logits, tokens, temperature)
         doubts = over_positions(read, logits, drawn)
         if choose is None:
             chosen = best(-doubts, candidates, walk.count(candidates, state, t, s))
         else:
             chosen = choose(doubts, candidates)
         chosen = chosen | (open_masks & align(jnp.asarray(s) <= 0, tokens))
-        after = jnp.where(chosen, drawn.astype(tokens.dtype), tokens)
+        after = jnp.where(chosen, drawn, tokens)
         return after, walk.next(candidates, chosen, state)
 
     return Sampler(init=walk.start, step=step, idle=walk.idle)

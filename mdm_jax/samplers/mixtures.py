@@ -14,6 +14,7 @@ from mdm_jax import draws
 from mdm_jax.arrays import Bool, Key, Logits, PerToken, Times, Tokens, last_axis_index
 from mdm_jax.processes import Hybrid, Masked, Process, Uniform
 from mdm_jax.processes.base import align, check_times
+from mdm_jax.reading import draw_tokens, log_prob_at
 from mdm_jax.samplers.base import Sampler
 
 
@@ -73,9 +74,9 @@ def psi_mixture(
             none,
         )
     assert logits is not None
-    log_p = process.log_probs(logits)
-    model_s, masked_s, uniform_s = _reverse(process, log_p, tokens, t, s)
-    model_0, _, _ = _reverse(process, log_p, tokens, t, jnp.zeros_like(s))
+    log_p_z = log_prob_at(logits, tokens, process.log_probs)
+    model_s, masked_s, uniform_s = _reverse(process, log_p_z, tokens, t, s)
+    model_0, _, _ = _reverse(process, log_p_z, tokens, t, jnp.zeros_like(s))
     kept = 1.0 - renewed
     remasked = kept * masked_s + renewed * masked
     if isinstance(process, Hybrid):
@@ -167,7 +168,7 @@ def draw_mixture(
 ) -> Tokens:
     """Draws x_s, int32[*B, L]: whether a position changes, then to what kind, then which id."""
     _, key_kind, key_model, key_uniform = jax.random.split(key, 4)
-    drawn = draws.categorical(key_model, process.data_logits(logits)).astype(tokens.dtype)
+    drawn = draw_tokens(key_model, logits, process.data_logits).astype(tokens.dtype)
     if isinstance(process, Masked):
         changed_to = jnp.where(process.is_masked(tokens), drawn, process.mask_id)
     else:
@@ -228,11 +229,11 @@ def _forward(process: Process, s: Times) -> tuple[jax.Array, jax.Array, jax.Arra
 
 
 def _reverse(
-    process: Process, log_p: jax.Array, tokens: Tokens, t: Times, s: Times
+    process: Process, log_p_z: PerToken, tokens: Tokens, t: Times, s: Times
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q(x_s | x_t): probabilities of a token of the model's, the mask, and a uniform id."""
     assert isinstance(process, Uniform | Hybrid)
-    stay, model, *noises = process._mixture(log_p, tokens, t, s)
+    stay, model, *noises = process._mixture(log_p_z, tokens, t, s)
     masked, uniform = noises if isinstance(process, Hybrid) else (jnp.zeros_like(stay), *noises)
     total = stay + model + masked + uniform
     still = t <= s  # nothing happens in no time, also at t = 1, where no token may be left

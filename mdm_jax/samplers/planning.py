@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from mdm_jax.arrays import PerToken, Tokens
+from mdm_jax import draws
+from mdm_jax.arrays import Key, Logits, PerToken, Tokens
 from mdm_jax.processes import Masked
 from mdm_jax.processes.base import align
+from mdm_jax.reading import logits_width, over_positions
 from mdm_jax.samplers.base import Sampler
 from mdm_jax.samplers.certainty import doubt
 from mdm_jax.samplers.positions import best, check_temperature, draw
@@ -62,11 +64,9 @@ def path_planning(process: Masked, eta: float = 1.0, *, temperature: float = 1.0
 
     def step(key, logits, tokens, state, t, s, *, keep=None, **extra):
         del t, extra
-        data = process.data_logits(logits)
         masked = process.is_masked(tokens)
-        drawn = jnp.where(masked, draw(key, data, temperature).astype(tokens.dtype), tokens)
         free = jnp.ones_like(masked) if keep is None else ~keep
-        scores = _log_prob(data, drawn)
+        drawn, scores = _draw_and_score(key, process, logits, tokens, temperature)
         decided = eta * scores if eta > 0 else jnp.zeros_like(scores)  # 0 * -inf is no number
         staying = best(jnp.where(masked, scores, decided), free, _staying(process, free, s))
         planned = jnp.where(staying, drawn, process.mask_id).astype(tokens.dtype)
@@ -84,6 +84,21 @@ def _staying(process: Masked, free: jax.Array, s: jax.typing.ArrayLike) -> jax.A
     return number - jnp.floor(size * noise + _SLACK * size).astype(jnp.int32)
 
 
-def _log_prob(logits: jax.Array, tokens: Tokens) -> PerToken:
-    """Log p(tokens), float32[*B, L], resolved next to 0; -inf where no id is possible."""
-    return jnp.log1p(-doubt(logits, tokens))
+def _draw_and_score(
+    key: Key, process: Masked, logits: Logits, tokens: Tokens, temperature: float
+) -> tuple[Tokens, PerToken]:
+    """Fills the masks, int32[*B, L], and says how probable every token now is, float32[*B, L]."""
+
+    def read(logits, noise, tokens):
+        data = process.data_logits(logits)
+        if temperature == 0:
+            drawn = draw(key, data, 0.0)
+        else:
+            drawn = draws.choose(noise, data if temperature == 1 else data / temperature)
+        filled = jnp.where(process.is_masked(tokens), drawn.astype(tokens.dtype), tokens)
+        # Log p, resolved next to 0; -inf where no id is possible.
+        return filled, jnp.log1p(-doubt(data, filled))
+
+    width = logits_width(logits)
+    noise = draws.categorical_noise(key, (*tokens.shape, width)) if temperature > 0 else ()
+    return over_positions(read, logits, noise, tokens)

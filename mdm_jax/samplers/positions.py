@@ -15,8 +15,9 @@ from mdm_jax import draws
 from mdm_jax.arrays import Bool, Key, Logits, PerToken, Times, Tokens, last_axis_index
 from mdm_jax.processes import Masked
 from mdm_jax.processes.base import align
+from mdm_jax.reading import at_places, over_positions
 from mdm_jax.samplers.base import Sampler
-from mdm_jax.samplers.certainty import over_positions, top_id
+from mdm_jax.samplers.certainty import top_id
 from mdm_jax.samplers.quotas import Even, PerStep, Quota
 
 Score = Callable[[Key, Tokens, Logits], PerToken]
@@ -76,8 +77,8 @@ def fill_best(
         places = _top_places(_among(scores, candidates), most)
         taken = jnp.take_along_axis(candidates, places, axis=-1)
         taken = taken & (last_axis_index(most, tokens.ndim) < count[..., None])
-        rows = jnp.take_along_axis(logits, places[..., None], axis=-2)
-        drawn = draw(key_what, process.data_logits(rows), temperature).astype(tokens.dtype)
+        rows = process.data_logits(at_places(logits, places))
+        drawn = draw(key_what, rows, temperature).astype(tokens.dtype)
         filled, written = _write(tokens, places, drawn, taken)
         rest = open_masks & ~written & last
         finished = jax.lax.cond(
@@ -202,7 +203,7 @@ class Walk:
         self, key: Key, logits: Logits, tokens: Tokens, where: Bool, temperature: float
     ) -> Tokens:
         """Draws tokens at the positions `where`, all at once."""
-        drawn = draw_everywhere(key, self.process, logits, temperature).astype(tokens.dtype)
+        drawn = draw_everywhere(key, self.process, logits, tokens, temperature)
         return jnp.where(where, drawn, tokens)
 
     def next(self, candidates: Bool, written: Bool, state: Progress) -> Progress:
@@ -248,8 +249,10 @@ def draw(key: Key, logits: Logits, temperature: float) -> Tokens:
     return draws.categorical(key, logits if temperature == 1 else logits / temperature)
 
 
-def draw_everywhere(key: Key, process: Masked, logits: Logits, temperature: float) -> Tokens:
-    """Draws a predictable id for every position, int32[*B, L], with keys of their own.
+def draw_everywhere(
+    key: Key, process: Masked, logits: Logits, tokens: Tokens, temperature: float
+) -> Tokens:
+    """Draws a predictable id for every position, shaped like `tokens`, with keys of their own.
 
     A few positions at a time, so that little is held beside the logits.
     """
@@ -259,7 +262,8 @@ def draw_everywhere(key: Key, process: Masked, logits: Logits, temperature: floa
         one = lambda key, logits: draw(key, process.data_logits(logits), temperature)
         return jax.vmap(one, in_axes=(0, logits.ndim - 2), out_axes=-1)(keys, logits)
 
-    return over_positions(read, logits, jnp.arange(logits.shape[-2], dtype=jnp.int32))
+    places = jnp.arange(tokens.shape[-1], dtype=jnp.int32)
+    return over_positions(read, logits, places).astype(tokens.dtype)
 
 
 def check_temperature(temperature: float) -> float:

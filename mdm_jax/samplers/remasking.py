@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mdm_jax.arrays import Bool, PerToken, Times, Tokens
 from mdm_jax.processes import Masked
 from mdm_jax.processes.base import align
+from mdm_jax.reading import over_positions
 from mdm_jax.samplers.base import Sampler
 from mdm_jax.samplers.certainty import doubt
 from mdm_jax.samplers.mixtures import (
@@ -212,7 +213,8 @@ def _by_confidence(process: Masked, eta: float) -> Sampler:
         lifted = process.is_masked(tokens) & ~process.is_masked(after)
         if keep is not None:
             lifted = lifted & ~keep
-        return after, jnp.where(lifted, 1.0 - doubt(process.data_logits(logits), after), state)
+        doubts = over_positions(lambda x, ids: doubt(process.data_logits(x), ids), logits, after)
+        return after, jnp.where(lifted, 1.0 - doubts, state)
 
     return Sampler(
         init=lambda tokens: jnp.ones_like(tokens, dtype=jnp.float32),

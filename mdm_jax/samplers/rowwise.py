@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from mdm_jax.arrays import Key, Tokens
 from mdm_jax.processes import Process
 from mdm_jax.processes.base import check_tokens
+from mdm_jax.reading import Derived, Hidden
 from mdm_jax.samplers.base import Sampler
 
 
@@ -34,7 +35,8 @@ def rowwise(sampler: Sampler, requests: jax.Array) -> Sampler:
         `Sampler` for tokens int32[*B, L].
 
     Raises:
-        TypeError: if `requests` are not integers.
+        TypeError: if `requests` are not integers; (when applied) if a model that returns `Hidden`
+            is wrapped in edits of its logits.
         ValueError: (when applied) if there is not one for each row.
 
     Examples:
@@ -54,11 +56,19 @@ def rowwise(sampler: Sampler, requests: jax.Array) -> Sampler:
         return _by_row(sampler.init, tokens)(tokens)
 
     def step(key, logits, tokens, state, t, s, *, keep=None):
-        def one(request, tokens, logits, state, keep, t, s):
-            row_key = jax.random.fold_in(key, request)
-            return sampler.step(row_key, logits, tokens, state, t, s, keep=keep)
+        if isinstance(logits, Derived):
+            raise TypeError(
+                "the model returns Hidden in place of logits, and wrappers edit them for the batch "
+                "as a whole: for rowwise, let the model return logits, or take the edits off"
+            )
+        states = logits.states if isinstance(logits, Hidden) else logits
 
-        rows = (_per_row(requests, tokens), tokens, logits, state, keep)
+        def one(request, tokens, states, state, keep, t, s):
+            row_key = jax.random.fold_in(key, request)
+            row = logits._replace(states=states) if isinstance(logits, Hidden) else states
+            return sampler.step(row_key, row, tokens, state, t, s, keep=keep)
+
+        rows = (_per_row(requests, tokens), tokens, states, state, keep)
         return _by_row(one, tokens, t, s)(*rows)
 
     if sampler.idle is None:

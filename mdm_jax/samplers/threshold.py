@@ -4,8 +4,9 @@ import jax.numpy as jnp
 
 from mdm_jax.arrays import Bool, Logits, PerToken, last_axis_index
 from mdm_jax.processes import Masked
+from mdm_jax.reading import over_positions
 from mdm_jax.samplers.base import Sampler
-from mdm_jax.samplers.certainty import certainty, over_positions
+from mdm_jax.samplers.certainty import certainty
 from mdm_jax.samplers.positions import best, descending, fill_chosen
 
 

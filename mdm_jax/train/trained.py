@@ -141,7 +141,7 @@ def text_model_of(config: dict[str, Any], params: Params) -> TextModel:
     if learned is not None:
         denoiser = Partial(logits, params["denoiser"])
         return model._replace(logits_fn=denoiser, schedule=mdm.trained_schedule(params, learned))
-    if not (family.plain or scores):
+    if not (family.plain or scores or name == "ar"):
         model = model._replace(logits_fn=partial(_refuse, name))  # no array to pass on
     if name == "bd3":
         blocks = Partial(_by_blocks(network, section["block"]), params)
@@ -149,9 +149,11 @@ def text_model_of(config: dict[str, Any], params: Params) -> TextModel:
     if name == "esolm" and section["variant"] == "B":
         remembering = Partial(_in_order(network, process), params)
         return model._replace(remembering=remembering, alpha_0=section["alpha_0"])
-    if name == "ar" and family.plain:
+    if name == "ar":
         canvas = mdm.Masked(tokenizer.vocab_size, mdm.Linear())
-        return model._replace(remembering=Partial(_in_order(network, canvas), params))
+        remembering = Partial(_in_order(network, canvas), params)
+        first = None if section["prepend"] == -1 else section["prepend"]
+        return model._replace(remembering=remembering, first=first)
     return model
 
 
@@ -185,7 +187,6 @@ def _language_of(config: dict[str, Any]) -> tuple[Tokenizer, Family]:
 
 
 _WHY = {
-    "ar": "it was trained with an id before each window (objective.prepend), which no canvas has",
     "mdlm": "it is told a time of its own (objective.times='change_of_variables')",
     "d3pm": "its masked form may predict the mask, which no sampler of the process allows for",
     "esolm": "in variant A the tokens decided see each other and change with every new one, while "

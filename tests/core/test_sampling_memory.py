@@ -27,17 +27,17 @@ CASES = [
         entry.processes if name in ("ancestral", "analytic", "psi") else entry.processes[:1]
     )
 ]
-# These read all positions at once. Their step draws for every position from one key, and holds its
-# logits without the mask's column and a table of them for the draw; path planning ranks decided
-# tokens by their probabilities too.
-AT_ONCE = {"ancestral", "analytic", "psi", "psi_at_rate", "remasking", "forward_backward", "dfm"}
 
 
-def temporaries(run):
+def temporaries(run, *, hidden=False):
     """Bytes beside arguments and results of `run(model, tokens)`, whose model is a projection."""
 
     def whole(table, kernel, tokens):
-        return run(lambda tokens, t: table[tokens] @ kernel, tokens)
+        def model(tokens, t):
+            states = table[tokens]
+            return mdm.Hidden(states, kernel) if hidden else states @ kernel
+
+        return run(model, tokens)
 
     shapes = [(V, WIDTH), (WIDTH, V)]
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -50,25 +50,32 @@ def make(name, kind):
     return entry.make(PROCESSES[kind], **entry.options)
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES, ids=lambda x: getattr(x, "__name__", x))
-def test_samplers_hold_little_beside_the_logits(name, kind):
-    """Position by position: parts of 32 positions. At once: one array more, or two, or three."""
-
+def generating(name, kind):
     def run(model, tokens):
         sampler, times = make(name, kind), mdm.time_grid(4)
         out = mdm.generate(jax.random.key(0), mdm.denoiser(model), sampler, tokens, times)
         return out.tokens
 
-    allowed = 4 * PART
-    if name in AT_ONCE:
-        noise = 2 * PART  # two numbers for each of 2 sqrt(V) ids, with room
-        allowed = noise + (LOGITS if kind is mdm.Uniform else 2 * LOGITS)
-    elif name == "path_planning":
-        allowed = 3 * LOGITS
-    assert LOGITS <= temporaries(run) <= LOGITS + allowed + SMALL
+    return run
 
 
-def test_blocks_hold_little_beside_the_networks_own_logits():
+@pytest.mark.parametrize(("name", "kind"), CASES, ids=lambda x: getattr(x, "__name__", x))
+def test_samplers_hold_the_logits_once(name, kind):
+    """And beside them four parts of 32 positions of every row, whatever the sampler."""
+    assert LOGITS <= temporaries(generating(name, kind)) <= LOGITS + 4 * PART + SMALL
+
+
+@pytest.mark.parametrize(
+    "name", ["first_hitting", "confidence", "ancestral", "remasking", "path_planning"]
+)
+def test_models_that_return_hidden_hold_no_logits(name):
+    """Logits are made for the positions that are read: a part, or the one that is filled."""
+    held = temporaries(generating(name, mdm.Masked), hidden=True)
+    assert held <= 4 * PART + SMALL <= LOGITS
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_blocks_hold_little_beside_the_networks_own_logits(hidden):
     """A plain network answers for the whole canvas; the rest is of one block: here 1/32 of it."""
 
     def run(model, tokens):
@@ -77,11 +84,13 @@ def test_blocks_hold_little_beside_the_networks_own_logits():
             jax.random.key(0), mdm.denoiser(model), sampler, tokens, times, block=8
         ).tokens
 
-    # The block's logits, twice as much for the draw as above, and room for one more.
-    assert temporaries(run) <= LOGITS + 4 * (LOGITS * 8 // L) + SMALL
+    # The block's logits, its table for the draw and the noise, and room for one more.
+    beside = 4 * (LOGITS * 8 // L) + SMALL
+    assert temporaries(run, hidden=hidden) <= beside + (0 if hidden else LOGITS)
 
 
-def test_speculation_holds_its_canvases():
+@pytest.mark.parametrize("hidden", [False, True])
+def test_speculation_holds_its_canvases(hidden):
     """The logits of draft + 1 canvases, as documented, and float32[B, draft + 1, V] a few times."""
 
     draft = 3
@@ -91,4 +100,5 @@ def test_speculation_holds_its_canvases():
         return mdm.speculate(jax.random.key(0), model, process, tokens, draft=draft).tokens
 
     verified = 4 * B * (draft + 1) * V
-    assert temporaries(run) <= (draft + 1) * (LOGITS + 2 * SMALL) + 8 * verified
+    canvases = (draft + 1) * ((0 if hidden else LOGITS) + 2 * SMALL)
+    assert temporaries(run, hidden=hidden) <= canvases + 8 * verified
