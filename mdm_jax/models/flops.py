@@ -169,7 +169,11 @@ def _md4(config: MD4Config) -> int:
     return 4 * config.width**2 + 3 * config.width * config.hidden
 
 
-_BLOCKS: dict[type, Callable[[Any], int]] = {DiTConfig: _dit, SMDMConfig: smdm_block_weights, MD4Config: _md4}
+_BLOCKS: dict[type, Callable[[Any], int]] = {
+    DiTConfig: _dit,
+    SMDMConfig: smdm_block_weights,
+    MD4Config: _md4,
+}
 
 
 def _causal(config: Config) -> bool:

@@ -1,10 +1,12 @@
 """One plan, compiled, as a record of numbers; and records as text and as a table."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from mdm_jax.models.flops import block_weights
 from mdm_jax.pods import roofline
 from mdm_jax.pods.compiling import Compiled, compile_sample, compile_train, learner_for
 from mdm_jax.pods.topologies import Topology
@@ -13,6 +15,7 @@ from mdm_jax.train.learners import Learner
 
 LIMIT = 0.9
 """The share of a chip's memory that a plan may use: the rest is for what is not compiled here."""
+_BEGIN, _END = "<!-- the table, by launch/compile.py -->", "<!-- the end of the table -->"
 
 
 def report(
@@ -54,7 +57,7 @@ def layout(learner: Learner, state: int) -> dict[str, Any]:
     mesh, flops = dict(learner.mesh.shape), step_flops(learner)
     sharers = learner.mesh.size // mesh.get("tensor", 1)
     tokens = section["train"]["batch_size"] * section["data"]["length"] / sharers
-    streams = flops.blocks / (3 * 2 * config.layers * _block(config)) / (tokens * sharers)
+    streams = flops.blocks / (3 * 2 * config.layers * block_weights(config)) / (tokens * sharers)
     return {
         "parameters": learner.network.parameters,
         "state": state,
@@ -81,10 +84,7 @@ def bound(
 ) -> roofline.Roofline:
     """Returns the roofline of a plan; without a compiled step, from its config alone."""
     flops, chips = step_flops(learner), topology.chips
-    if compiled is None:
-        state = state_bytes(learner)
-    else:
-        state = compiled.memory.arguments
+    state = state_bytes(learner) if compiled is None else compiled.memory.arguments
     shape = layout(learner, state)
     ran = roofline.executed(flops, shape["remat"], writes_scores=shape["writes_scores"])
     if compiled is not None and compiled.traffic is not None:
@@ -112,12 +112,6 @@ def state_bytes(learner: Learner) -> int:
             size *= side
         total += size
     return total
-
-
-def _block(config: Any) -> int:
-    from mdm_jax.models.flops import block_weights
-
-    return block_weights(config)
 
 
 def _record(learner: Learner, topology: Topology, compiled: Compiled) -> dict[str, Any]:
@@ -261,3 +255,28 @@ def table(records: list[Mapping[str, Any]]) -> str:
             )
         )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_table(page: pathlib.Path, lines: str) -> None:
+    r"""Puts a table between the markers of a page.
+
+    Args:
+        page: a Markdown file with the two markers.
+        lines: from `table`.
+
+    Raises:
+        ValueError: if a marker is missing.
+
+    Examples:
+        >>> import tempfile
+        >>> page = pathlib.Path(tempfile.mkdtemp()) / "page.md"
+        >>> _ = page.write_text(f"above\n{_BEGIN}\nold\n{_END}\nbelow\n")
+        >>> write_table(page, "new")
+        >>> page.read_text().splitlines()[2]
+        'new'
+    """
+    before, begin, rest = page.read_text().partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        raise ValueError(f"{page}: expected the markers {_BEGIN} and {_END}, in this order")
+    page.write_text(f"{before}{_BEGIN}\n{lines}\n{_END}{after}")

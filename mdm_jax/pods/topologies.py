@@ -125,6 +125,6 @@ def mesh_of(topology: Topology, axes: Mapping[str, int]) -> Mesh:
             f"mesh axes {sizes} do not fit the {topology.chips} chips of {topology.name}: the "
             "sizes must multiply to their number, and one of them may be -1 (whatever is left)"
         )
-    sizes |= {name: topology.chips // fixed for name in free}
+    sizes |= dict.fromkeys(free, topology.chips // fixed)
     types = (AxisType.Auto,) * len(sizes)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), types, devices=topology.devices)
