@@ -20,8 +20,9 @@ from absl import app, flags, logging
 
 import mdm_jax as mdm
 from mdm_jax import draws
-from mdm_jax.models.configs import DiTConfig, flops_per_token
+from mdm_jax.models.configs import DiTConfig
 from mdm_jax.models.dit import DiT
+from mdm_jax.models.flops import flops_per_token
 from mdm_jax.models.unembedding import unembedding
 from mdm_jax.train.state import create_state
 from mdm_jax.train.step import jit_train_step

@@ -10,8 +10,10 @@ import mdm_jax as mdm
 from mdm_jax.arrays import Bool, Logits, PerToken, Times, Tokens
 from mdm_jax.data import Tokenizer
 from mdm_jax.denoisers import Denoiser
-from mdm_jax.models.configs import DiTConfig, flops_per_token
-from mdm_jax.models.smdm_configs import SMDMConfig, smdm_flops_per_token
+from mdm_jax.models.configs import DiTConfig
+from mdm_jax.models.flops import flops_per_token
+from mdm_jax.models.md4_configs import MD4Config
+from mdm_jax.models.smdm_configs import SMDMConfig
 from mdm_jax.processes import Process
 from mdm_jax.samplers.table import SAMPLERS
 from mdm_jax.token_schedules import TokenPolynomial
@@ -64,10 +66,8 @@ class TextModel(NamedTuple):
 
     def flops(self, length: int) -> int | None:
         """FLOPs per token of one forward pass over `length` tokens; None if they are not known."""
-        if isinstance(self.config, DiTConfig):
+        if isinstance(self.config, DiTConfig | SMDMConfig | MD4Config):
             return flops_per_token(self.config, length)
-        if isinstance(self.config, SMDMConfig):
-            return smdm_flops_per_token(self.config, length)
         return None
 
 

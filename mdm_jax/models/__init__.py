@@ -11,8 +11,9 @@ from mdm_jax.models import (
     orders,
 )
 from mdm_jax.models.attention import attention
-from mdm_jax.models.configs import SIZES, DiTConfig, flops_per_token, parameter_count
+from mdm_jax.models.configs import SIZES, DiTConfig, parameter_count
 from mdm_jax.models.dit import DiT
+from mdm_jax.models.flops import call_flops, flops_per_token
 from mdm_jax.models.gpt2 import GPT2
 from mdm_jax.models.gpt2_configs import GPT2_SIZES, GPT2Config, gpt2_parameter_count
 from mdm_jax.models.ladders import published_config
@@ -23,7 +24,6 @@ from mdm_jax.models.smdm import SMDM
 from mdm_jax.models.smdm_configs import (
     SMDM_SIZES,
     SMDMConfig,
-    smdm_flops_per_token,
     smdm_parameter_count,
 )
 from mdm_jax.models.unembedding import unembedding
@@ -46,6 +46,7 @@ __all__ = [
     "attention",
     "block_decoding",
     "cache",
+    "call_flops",
     "convert",
     "decoding",
     "flops_per_token",
@@ -57,7 +58,6 @@ __all__ = [
     "parameter_count",
     "published_config",
     "save",
-    "smdm_flops_per_token",
     "smdm_parameter_count",
     "unembedding",
 ]

@@ -129,31 +129,3 @@ def parameter_count(config: DiTConfig) -> int:
         block += (C + 1) * 6 * D
         head += (C + 1) * 2 * D
     return V * D + time + config.layers * block + head
-
-
-def flops_per_token(config: DiTConfig, length: int, *, attention: bool = True) -> int:
-    """Returns the FLOPs of one forward pass, per token; a training step costs three times that.
-
-    A multiply-add is two FLOPs. Counted are the matmuls of blocks and head and, unless asked
-    otherwise, the products of queries with keys and of weights with values. Norms, activations
-    and adaLN (whose matmuls run once a sequence) are left out: 0.3 % at most in published sizes.
-
-    Args:
-        config: The model.
-        length: Sequence length L.
-        attention: Count the two products inside attention: `length` keys for each query, or half
-            of them on average, (length + 1) / 2, where attention is causal. The published IsoFLOP
-            budgets leave them out.
-
-    Examples:
-        >>> config = DiTConfig.from_size("small", 50258)
-        >>> flops_per_token(config, 1024) / flops_per_token(config, 1024, attention=False)
-        1.152...
-    """
-    D = config.width
-    matmuls = config.layers * (4 + 2 * config.mlp_ratio) * D * D + D * config.num_ids
-    if not attention:
-        return 2 * matmuls
-    # Twice the mean number of keys, so that the causal mean stays an integer.
-    twice_keys = length + 1 if config.causal else 2 * length
-    return 2 * matmuls + 2 * config.layers * twice_keys * D

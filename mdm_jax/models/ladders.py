@@ -7,7 +7,8 @@ the ladder serves any family.
 
 from typing import Any, NamedTuple
 
-from mdm_jax.models.configs import DiTConfig, flops_per_token
+from mdm_jax.models.configs import DiTConfig
+from mdm_jax.models.flops import flops_per_token
 from mdm_jax.models.sizes import SCALING_LADDER, SIZES, dit_size
 
 

@@ -172,43 +172,17 @@ def smdm_parameter_count(config: SMDMConfig, *, embeddings: bool = True) -> int:
         '1,027,677,952'
     """
     D = config.width
-    body = config.layers * (_block_matmuls(config) + 2 * D) + D
+    body = config.layers * (smdm_block_weights(config) + 2 * D) + D
     return body + embeddings * D * (config.num_ids + config.vocab_size)
 
 
-def smdm_flops_per_token(config: SMDMConfig, length: int, *, attention: bool = True) -> int:
-    """Returns the FLOPs of one forward pass, per token; a training step costs three times that.
-
-    A multiply-add is two FLOPs. Counted are the matmuls of blocks and head and, unless asked
-    otherwise, the products of queries with keys and of weights with values; not norms and
-    activations.
-
-    Args:
-        config: The model.
-        length: Sequence length L.
-        attention: Count the two products inside attention: `length` keys for each query, or half
-            of them on average, (length + 1) / 2, where attention is causal.
+def smdm_block_weights(config: SMDMConfig) -> int:
+    """Returns the number of weights in the matmuls of a block.
 
     Examples:
-        A training step's, over the 6 N D rule with which SMDM names its budgets (N counted
-        without embeddings): the head and attention make the difference.
-
-        >>> config = SMDMConfig.from_size("1028M")
-        >>> rule = 6 * smdm_parameter_count(config, embeddings=False)
-        >>> 3 * smdm_flops_per_token(config, 2048) / rule
-        1.198...
+        >>> smdm_block_weights(SMDMConfig(width=4, layers=1, heads=2, hidden=8))
+        160
     """
-    D = config.width
-    matmuls = config.layers * _block_matmuls(config) + D * config.vocab_size
-    if not attention:
-        return 2 * matmuls
-    # Twice the mean number of keys, so that the causal mean stays an integer.
-    twice_keys = length + 1 if config.causal else 2 * length
-    return 2 * matmuls + 2 * config.layers * twice_keys * D
-
-
-def _block_matmuls(config: SMDMConfig) -> int:
-    """Returns the number of weights in the matmuls of a block."""
     D = config.width
     qkv = D * (config.heads + 2 * config.groups) * config.head_dim
     return qkv + D * D + 3 * D * config.hidden

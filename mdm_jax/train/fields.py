@@ -68,7 +68,7 @@ FIELDS: dict[str, Any] = {
         "steps": int,
         "batch_size": int,  # rows of the global batch
         "accumulate": int,
-        "loss_chunk": int,  # positions whose logits are held at once; 0: those of the whole batch
+        "loss_chunk": int,  # positions whose logits a device holds at once; 0: all of its batch
         "start_from": str,  # a run or its export whose parameters to begin with; "": none
         "log_every": int,
         "eval_every": int,

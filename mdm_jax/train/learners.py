@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 import mdm_jax as mdm
 from mdm_jax import objectives
 from mdm_jax.models.unembedding import unembedding
+from mdm_jax.train.activations import rows_in_place
 from mdm_jax.train.backends import make_attention
 from mdm_jax.train.families import Family, make_family
 from mdm_jax.train.mesh_choice import Divided, check_mesh, choose_mesh
@@ -121,7 +122,7 @@ def build_learner(config: dict[str, Any], vocab_size: int, mesh: Mesh | None = N
         mesh = make_mesh(axes, slices=config["mesh"]["slices"])
     check_mesh(mesh.shape, _divided(config, network))
     network = network.attending(make_attention(config["model"]["attention"], mesh))
-    apply, init = _functions(config, family, network)
+    apply, init = _functions(config, family, network, mesh)
     family = family._replace(
         objectives=tuple((at, _chunked(config, family, one, mesh)) for at, one in family.objectives)
     )
@@ -187,15 +188,16 @@ def _divided(config: Mapping[str, Any], network: Network) -> list[Divided]:
 
 
 def _functions(
-    config: Mapping[str, Any], family: Family, network: Network
+    config: Mapping[str, Any], family: Family, network: Network, mesh: Mesh
 ) -> tuple[Apply, Callable[[jax.Array], Params]]:
     """`apply` and `init` of an experiment: the network's, and what the family adds to them."""
     chunked = config["train"]["loss_chunk"] > 0
 
     def call(params: Params, inputs: dict[str, Any], dropout_key: jax.Array | None) -> Any:
-        if not chunked:
-            return network.call(params, inputs, dropout_key)
-        states = network.call(params, inputs, dropout_key, unembed=False)
+        with rows_in_place(mesh):
+            if not chunked:
+                return network.call(params, inputs, dropout_key)
+            states = network.call(params, inputs, dropout_key, unembed=False)
         return mdm.Hidden(states, *unembedding(params))
 
     def apply(params: Params, inputs: Any, dropout_key: jax.Array | None) -> Any:
@@ -224,7 +226,7 @@ def _chunked(
             f"train.loss_chunk={chunk} with objective.name={config['objective']['name']!r}, which "
             "needs the logits of more than one call of the model: set train.loss_chunk=0"
         )
-    # Nothing is lost at tokens that were not masked. Each device sorts its own rows, and sums the
-    # gradient of its own head before they are added up.
-    skip = isinstance(family.process, mdm.Masked)
-    return mdm.chunked(objective, chunk, skip_unnoised=skip, groups=batch_ways(mesh))
+    # Nothing is lost at tokens that were not masked. Each device sorts its own rows, has a chunk of
+    # its own, and sums the gradient of its own head before they are added up.
+    skip, ways = isinstance(family.process, mdm.Masked), batch_ways(mesh)
+    return mdm.chunked(objective, chunk * ways, skip_unnoised=skip, groups=ways)

@@ -31,7 +31,7 @@ from mdm_jax.evaluation.text_statistics import (
     unigram_entropy,
 )
 from mdm_jax.models import DiTConfig
-from mdm_jax.models.configs import flops_per_token
+from mdm_jax.models.flops import flops_per_token
 
 BYTES = ByteTokenizer()
 KEY = jax.random.key(0, impl="unsafe_rbg")

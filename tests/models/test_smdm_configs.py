@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mdm_jax.models.flops import flops_per_token
 from mdm_jax.models.smdm import SMDM
 from mdm_jax.models.smdm_configs import (
     SMDM_SIZES,
     SMDMConfig,
-    smdm_flops_per_token,
     smdm_parameter_count,
 )
 
@@ -90,11 +90,11 @@ def test_flops_are_two_per_weight_and_four_widths_per_key_and_layer():
     config = SMDMConfig.from_size("170M")
     norms = (2 * config.layers + 1) * config.width
     weights = smdm_parameter_count(config) - norms - config.num_ids * config.width
-    assert smdm_flops_per_token(config, 2048, attention=False) == 2 * weights
-    inside = smdm_flops_per_token(config, 2048) - 2 * weights
+    assert flops_per_token(config, 2048, attention=False) == 2 * weights
+    inside = flops_per_token(config, 2048) - 2 * weights
     assert inside == 18 * 2048 * 4 * 768
     causal = SMDMConfig.from_size("170M", causal=True)
-    assert smdm_flops_per_token(causal, 5) - 2 * weights == 18 * 3 * 4 * 768  # 3 keys on average
+    assert flops_per_token(causal, 5) - 2 * weights == 18 * 3 * 4 * 768  # 3 keys on average
 
 
 @pytest.mark.parametrize(

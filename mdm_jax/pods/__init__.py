@@ -1,0 +1,1 @@
+"""Compiling for machines that are not here: does a run fit, and how fast could it be?"""
