@@ -4,10 +4,12 @@ import logging
 
 import jax
 
+from mdm_jax.models.flops import Flops
+from mdm_jax.train.cost import step_flops
 from mdm_jax.train.goodput import Sessions
 from mdm_jax.train.learners import Learner
 from mdm_jax.train.stopwatch import PRODUCTIVE, Stopwatch
-from mdm_jax.train.utilization import StepFlops, device_memory, peak_flops, step_flops
+from mdm_jax.train.utilization import device_memory, peak_flops
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class Meter:
 
     Examples:
         >>> now = iter([0.0, 0.0, 0.0, 4.0])
-        >>> meter = Meter(Stopwatch(clock=lambda: next(now)), flops=StepFlops(60, 48), peak=10.0)
+        >>> meter = Meter(Stopwatch(clock=lambda: next(now)), flops=Flops(blocks=48, attention=12), peak=10.0)
         >>> meter.stopwatch.started()
         >>> meter.count(tokens=128)
         >>> report = meter.report(1)
@@ -46,7 +48,7 @@ class Meter:
         stopwatch: Stopwatch | None = None,
         *,
         sessions: Sessions | None = None,
-        flops: StepFlops | None = None,
+        flops: Flops | None = None,
         peak: float | None = None,
     ):
         self.stopwatch = stopwatch or Stopwatch()
@@ -65,8 +67,6 @@ class Meter:
                 "one device, to have it",
                 kind,
             )
-        if flops is None:
-            logger.info("no MFU: the FLOPs of %s are not known", learner.config["model"]["family"])
         return cls(stopwatch, sessions=sessions, flops=flops, peak=peak)
 
     def count(self, tokens: float) -> None:
@@ -95,8 +95,8 @@ class Meter:
         record = {"tokens_per_second": rate, "tokens_per_second_per_device": rate / devices}
         if self._flops is not None and self._peak is not None:
             possible = productive * self._peak * devices
-            record["mfu"] = self._steps * self._flops.counted / possible
-            record["mfu_6n"] = self._steps * self._flops.six_n / possible
+            record["mfu"] = self._steps * self._flops.total / possible
+            record["mfu_6n"] = self._steps * self._flops.without_attention / possible
         record["seconds"] = sum(passed.values())
         record |= {f"seconds_{name}": value for name, value in passed.items()}
         record["starved"] = self.starved / max(self._steps, 1)

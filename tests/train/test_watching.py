@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import pytest
 from train import tiny
 
-from mdm_jax.models.configs import flops_per_token
 from mdm_jax.train import loop, utilization
-from mdm_jax.train.experiment import build
+from mdm_jax.train.cost import step_flops
 from mdm_jax.train.goodput import Sessions, account, read_sessions
 from mdm_jax.train.loop import train
 from mdm_jax.train.metrics import MetricsWriter, read_metrics
@@ -23,7 +22,7 @@ from mdm_jax.train.profiling import Profiler
 from mdm_jax.train.stopwatch import PHASES, PRODUCTIVE, Stopwatch
 from mdm_jax.train.summaries import summary
 from mdm_jax.train.trackers import open_tracker
-from mdm_jax.train.utilization import peak_flops, step_flops
+from mdm_jax.train.utilization import peak_flops
 
 
 class Clock:
@@ -149,28 +148,6 @@ def test_a_session_without_steps_leaves_nothing(tmp_path):
 # FLOPs, peaks and memory
 
 
-def learner(**overrides):
-    return build(tiny.config(**overrides), documents=tiny.documents())
-
-
-def test_step_flops_of_each_kind_of_objective():
-    """Against the count of the calls each makes, written out."""
-    plain = learner()
-    config = plain.network.module.config
-    rows, length = 16, 16
-    forward = lambda config, length, attention=True: flops_per_token(
-        config, length, attention=attention
-    )
-    one = 3 * rows * length * forward(config, length)
-    assert step_flops(plain) == (one, 3 * rows * length * forward(config, length, False))
-    # Two streams of block diffusion; each phase of an Eso-LM has half of the rows.
-    block = learner(objective={"name": "bd3", "block": 4, "weighting": "elbo"})
-    assert step_flops(block).counted == 3 * rows * 2 * length * forward(config, 2 * length)
-    weights = step_flops(plain).six_n / (6 * rows * length)
-    width, ids = config.width, config.num_ids
-    assert weights == 12 * width**2 * config.layers + width * ids
-
-
 def test_peak_of_this_device_is_not_guessed():
     assert peak_flops(jax.devices()[0].device_kind) is None
     assert peak_flops("TPU v6 lite") == 918e12
@@ -225,8 +202,10 @@ def test_every_second_is_accounted_for(run):
         assert sum(parts.values()) == pytest.approx(record["seconds"])
         productive = sum(parts[name] for name in PRODUCTIVE)
         flops = step_flops(run[1].experiment)
-        assert record["mfu"] == pytest.approx(flops.counted / (productive * 0.5e12 * 8))
-        assert record["mfu_6n"] / record["mfu"] == pytest.approx(flops.six_n / flops.counted)
+        assert record["mfu"] == pytest.approx(flops.total / (productive * 0.5e12 * 8))
+        assert record["mfu_6n"] / record["mfu"] == pytest.approx(
+            flops.without_attention / flops.total
+        )
         rate = record["tokens_per_second_per_device"]
         assert rate * 8 == pytest.approx(record["tokens_per_second"])
         assert record["starved"] in (0, 1) and 0 < record["goodput"] < 1
