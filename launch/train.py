@@ -13,6 +13,7 @@ JAX_PROCESS_ID:
         --process_id=0
 """
 
+import os
 import sys
 from logging import getLogger
 from pathlib import Path
@@ -55,6 +56,12 @@ def main(argv: list[str]) -> None:
     except Interrupted as interruption:
         logging.warning("%s", interruption)
         sys.exit(128 + interruption.signum)
+    except Exception:
+        if not _MULTIHOST.value:
+            raise
+        logging.exception("this process ends, and with it the run")
+        logging.flush()
+        os._exit(1)  # Python's own way out waits for the others, and they may wait for this one
 
 
 def join_hosts() -> None:

@@ -94,6 +94,8 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, OSError) and jax.process_count() > 1:
+            return  # a write waits for all processes, and this one fails alone: it would not end
         try:
             self.close()
         except OSError:

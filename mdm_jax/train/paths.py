@@ -1,5 +1,6 @@
 """Where runs live: a folder of the file system, or of a bucket."""
 
+import importlib.util
 import io
 import re
 import time
@@ -23,10 +24,11 @@ def run_path(path: str | Path) -> Path:
     Raises:
         ValueError: if it is another URL, which would silently become a folder named "s3:" on the
             local disk.
+        ImportError: if it is in a bucket and gcsfs is not installed.
 
     Examples:
-        >>> print(run_path("gs://bucket/run") / "params")
-        gs://bucket/run/params
+        >>> print(run_path("file:///tmp/run") / "params")
+        /tmp/run/params
         >>> run_path("s3://bucket/run")
         Traceback (most recent call last):
             ...
@@ -44,8 +46,13 @@ def run_path(path: str | Path) -> Path:
             "such as runs/mine, or of Google Cloud Storage, gs://bucket/run. Mount another store "
             "(s3fs, rclone mount) and name the mounted folder, or copy the run there afterwards"
         )
-    from etils import epath  # only here: it is a dependency of Orbax
+    if importlib.util.find_spec("gcsfs") is None and importlib.util.find_spec("tensorflow") is None:
+        raise ImportError(f"{str(path)!r} needs gcsfs: pip install 'mdm-jax[gcs]'")
+    import fsspec.config  # the two of them only here: most runs need neither
+    from etils import epath
 
+    # A process must see what the others write; a remembered listing would hide it for ever.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return cast(Path, epath.Path(f"gs://{rest}"))
 
 
@@ -53,8 +60,8 @@ def is_url(path: Path) -> bool:
     """Whether what `run_path` returned is in a bucket.
 
     Examples:
-        >>> is_url(run_path("gs://bucket/run")), is_url(run_path("runs/mine"))
-        (True, False)
+        >>> is_url(run_path("runs/mine"))
+        False
     """
     return not isinstance(path, Path)
 
