@@ -10,7 +10,8 @@ documents; here documents are packed end to end and held out by hash.
 
 Memory and time: every host reads and tokenizes the whole corpus into its memory at every start, in
 one process and with nothing kept on disk: the text, 5 bytes per token, and copies of both while
-packing. All of OpenWebText (about 40 GB, 9B tokens) takes well over 100 GB and hours; try a part.
+packing. All of OpenWebText (about 40 GB, 9B tokens) takes well over 100 GB and hours: prepare it
+first (launch/prepare_data.py --packing=mdlm_owt) and give --config.data.source=prepared.
 
 Hardware: written for 64 TPU chips at 8 windows each; on fewer devices raise train.accumulate.
 

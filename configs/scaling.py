@@ -22,7 +22,8 @@ where it is a whole step; the others have no such option.
 Data: for the study SlimPajama as text files and Llama 2's tokenizer (32,000 ids, the mask is id
 32,000); for 1.7B a corpus and a tokenizer of 131,072 ids that are not public in this form, whose id
 3 is the mask: another one takes --config.objective.mask_id=-1. Nothing is downloaded. Every host
-reads and tokenizes the whole corpus into its memory at every start; try a part.
+reads and tokenizes the whole corpus into its memory at every start, unless it is prepared
+(launch/prepare_data.py, --config.data.source=prepared).
 
 Hardware: for the study written for 32 chips at 8 windows each (published: 8 GPUs, 32 windows each);
 for 1.7B 128 chips at 2 windows and train.accumulate=4, as published. Set train.loss_chunk=512,

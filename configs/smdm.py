@@ -17,7 +17,8 @@ published code's, 2e-4 falling to 2e-5; the paper says 4e-4 and 4e-5. An autoreg
 
 Data: SlimPajama as text files, without its GitHub part as there, and Llama 2's tokenizer as a
 tokenizer.json or tokenizer.model (32,000 ids; the mask is one past them). Nothing is downloaded.
-Every host reads and tokenizes the whole corpus into its memory at every start; try a part.
+Every host reads and tokenizes the whole corpus into its memory at every start, unless it is
+prepared (launch/prepare_data.py --packing=smdm, --config.data.source=prepared).
 
 Hardware: written for 32 chips at 8 windows each; on fewer raise train.accumulate. From 500M on
 set train.loss_chunk=512, model.remat=dots and mesh.fsdp as memory asks for.

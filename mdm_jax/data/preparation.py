@@ -172,7 +172,7 @@ def finish(plan: Plan, folder: Path) -> Manifest:
         shards={side: tuple(found) for side, found in shards.items()},
     )
     write_manifest(folder, manifest)
-    for left in folder.glob(".*.tmp"):  # by processes that were killed
+    for left in folder.rglob(".*.tmp"):  # by processes that were killed
         left.unlink()
     return manifest
 
@@ -322,14 +322,14 @@ def _finished(folder: Path, number: int) -> dict[str, Shard | None] | None:
     path = folder / UNITS / f"{number:05}.json"
     if not path.is_file():
         return None
-    record = json.loads(path.read_text())
-    shards = {side: None if one is None else Shard(**one) for side, one in record.items()}
     try:
+        record = json.loads(path.read_text())
+        shards = {side: None if one is None else Shard(**one) for side, one in record.items()}
         for shard in shards.values():
             if shard is not None:
                 check_shard(folder, shard)
     except ValueError as error:
-        logger.warning("%s. Preparing it again", error)
+        logger.warning("unit %d: %s. Preparing it again", number, error)
         return None
     return shards
 

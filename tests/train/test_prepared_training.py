@@ -49,6 +49,9 @@ def test_simple_models_and_bounds_of_what_is_not_in_memory(prepared):
     )
     assert one == two and one.nats_per_token == pytest.approx(math.log(256))
     assert len(experiment.evaluation_data()) == 8
+    apart = build(config(prepared / "apart")).held_out
+    with pytest.raises(ValueError, match="these windows keep their documents apart"):
+        held_out_bound(model, apart, samples=2)
 
 
 def test_batches_have_segments_where_documents_are_kept_apart(prepared):
