@@ -1,13 +1,10 @@
 """How much of the devices a training uses: FLOPs of a step, their peak, their memory."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from mdm_jax.models.configs import DiTConfig, flops_per_token
-from mdm_jax.models.smdm_configs import SMDMConfig, smdm_flops_per_token
+from mdm_jax.train import cost
 from mdm_jax.train.learners import Learner
 
 # Dense bfloat16 TFLOP/s of what JAX counts as one device, from the makers' data sheets. (A device
@@ -46,59 +43,19 @@ class StepFlops(NamedTuple):
     six_n: float
 
 
-def step_flops(learner: Learner) -> StepFlops | None:
+def step_flops(learner: Learner) -> StepFlops:
     """Returns the FLOPs of a step of the objective that training ends with.
 
-    They are those of every row and position that goes through the network, padding too: both
-    streams of block diffusion, each call of an objective with several, each noise of GenMD4, and a
-    forward pass of the teacher. Attention that is not plainly causal counts as if it saw all.
-
-    Returns:
-        `StepFlops`, or None where the FLOPs of the network are not known.
+    They are those of `mdm_jax.train.cost.step_flops`: of every row and position that goes through
+    the network, padding too, and of the pairs that attention lets see each other.
 
     Examples:
         With ``configs/quickstart.py``, 32 windows of 128 bytes::
 
             step_flops(learner).six_n  # 2.01e10, 6 N x 4096 tokens with N = 819,456
     """
-    config, section = learner.network.module.config, learner.config
-    rows = (section["train"]["batch_size"], section["data"]["length"])
-    tokens, where = (jax.ShapeDtypeStruct(rows, dtype) for dtype in (jnp.int32, jnp.bool_))
-    inputs = jax.eval_shape(
-        lambda tokens, where: _arrays(
-            learner.objective.prepare(jax.random.key(0), tokens, where, jnp.int32(0))[0]
-        ),
-        tokens,
-        where,
-    )
-    # A teacher reads, and learns nothing.
-    passes = (3, 1) if learner.family.teacher_every else (3,) * len(inputs)
-    counted = six_n = 0.0
-    for factor, call in zip(passes, inputs, strict=True):
-        flops = _call_flops(config, call)
-        if flops is None:
-            return None
-        counted += factor * flops.counted
-        six_n += factor * flops.six_n
-    return StepFlops(counted, six_n)
-
-
-def _arrays(inputs: Any) -> tuple[dict[str, jax.Array], ...]:
-    """The arrays of each call of the model, without the descriptions of masks."""
-    calls = inputs if isinstance(inputs, tuple) else (inputs,)
-    return tuple({k: v for k, v in call.items() if isinstance(v, jax.Array)} for call in calls)
-
-
-def _call_flops(config: Any, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> StepFlops | None:
-    """FLOPs of one forward call."""
-    per_token = {DiTConfig: flops_per_token, SMDMConfig: smdm_flops_per_token}.get(type(config))
-    if per_token is None:
-        return None
-    rows, length = inputs["tokens"].shape[:2]
-    rows *= inputs["uniforms"].shape[1] if "uniforms" in inputs else 1
-    length *= 2 if "clean" in inputs else 1
-    counts = [rows * length * per_token(config, length, attention=a) for a in (True, False)]
-    return StepFlops(*counts)
+    flops = cost.step_flops(learner)
+    return StepFlops(float(flops.total), float(flops.without_attention))
 
 
 def peak_flops(device_kind: str, tflops: float = 0.0) -> float | None:
