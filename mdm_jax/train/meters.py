@@ -32,7 +32,8 @@ class Meter:
 
     Examples:
         >>> now = iter([0.0, 0.0, 0.0, 4.0])
-        >>> meter = Meter(Stopwatch(clock=lambda: next(now)), flops=Flops(blocks=48, attention=12), peak=10.0)
+        >>> flops = Flops(blocks=48, attention=12)
+        >>> meter = Meter(Stopwatch(clock=lambda: next(now)), flops=flops, peak=10.0)
         >>> meter.stopwatch.started()
         >>> meter.count(tokens=128)
         >>> report = meter.report(1)

@@ -269,6 +269,17 @@ def test_dockerfile_copies_what_is_there():
     assert all("-f launch/recipes/Dockerfile" in c and c.endswith(" .") for c in commands)
 
 
+def test_the_extras_that_are_installed_exist():
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = [
+        extra
+        for path in RECIPES.iterdir()
+        for extras in re.findall(r"'?\.\[([^\]]+)\]", path.read_text())
+        for extra in extras.replace("${ACCELERATOR}", "tpu").split(",")
+    ]
+    assert set(named) == {"tpu", "cuda", "gcs"} and set(named) <= set(known)
+
+
 def test_every_recipe_is_on_its_page():
     page = (ROOT / "docs" / "running.md").read_text()
     for path in RECIPES.iterdir():
