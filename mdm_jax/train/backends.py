@@ -98,13 +98,13 @@ def _splash(
 ) -> jax.Array:
     """Splash attention, each device on its part."""
     rows, heads, queries = _axes(mesh)
-    call = splash.prepare(
-        q, k, v, mask, parts=mesh.shape.get("sequence", 1), interpret=interpret
-    )
-    kernel = call.kernel.manual_sharding_spec(NamedSharding(mesh, P(None, queries)))
+    call = splash.prepare(q, k, v, mask, parts=mesh.shape.get("sequence", 1), interpret=interpret)
+    split = NamedSharding(mesh, P(None, queries if call.parted else None))
+    kernel = call.kernel.manual_sharding_spec(split)
     segments = None if call.segments is None else type(call.segments)(P(rows, queries), P(rows))
     specs = (kernel, P(rows, queries, heads), P(rows, None, heads), P(rows, None, heads), segments)
-    out = _each(splash.run, mesh, specs, P(rows, queries, heads))(*call)
+    arrays = (call.kernel, call.q, call.k, call.v, call.segments)
+    out = _each(splash.run, mesh, specs, P(rows, queries, heads))(*arrays)
     return out[:, : q.shape[1]]
 
 

@@ -43,9 +43,7 @@ def main() -> None:
     ids = placed((ROWS, LENGTH), jnp.int32, "data", "sequence")
     for name, mask in {
         "bidirectional": masks.Bidirectional(),
-        "causal": masks.Causal(),
         "two streams": masks.TwoStream(16),
-        "segments": masks.Segments(ids),
         "causal segments": masks.Segments(ids, causal=True),
     }.items():
         loss = lambda q, k, v, mask: attend(q, k, v, mask).astype(jnp.float32).sum()
@@ -59,7 +57,7 @@ def main() -> None:
         "saved by name": jax.checkpoint_policies.save_only_these_names(SAVED),
     }.items():
         loss = lambda q, policy=policy: through(policy, q).astype(jnp.float32).sum()
-        found[name] = kernels(jax.grad(loss), x)
+        found[name] = kernels(jax.value_and_grad(loss), x)
 
     config = DiTConfig(
         num_ids=257, width=128, layers=2, heads=2, cond_dim=8, dtype="bfloat16", remat="dots"
@@ -69,7 +67,7 @@ def main() -> None:
     params = jax.eval_shape(DiT(config).init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     params = jax.tree.map(lambda p: placed(p.shape, p.dtype), params)
     loss = lambda params, tokens: model.apply(params, tokens).astype(jnp.float32).sum()
-    found["a model"] = kernels(jax.grad(loss), params, tokens)
+    found["a model"] = kernels(jax.value_and_grad(loss), params, tokens)
     print(json.dumps(found))
 
 

@@ -19,6 +19,7 @@ PROGRAM = Path(__file__).with_name("splash_for_tpu.py")
 def test_kernels_compile_for_a_tpu_forward_and_backward():
     root = str(PROGRAM.parents[2])
     settings = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": root}
+    settings["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # it compiles beside others that do
     done = subprocess.run(
         [sys.executable, str(PROGRAM)],
         env=os.environ | settings,
@@ -31,9 +32,7 @@ def test_kernels_compile_for_a_tpu_forward_and_backward():
     # One kernel forward, and two backward: the gradients of queries, and of keys and values.
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "bidirectional": 3,
-        "causal": 3,
         "two streams": 3,
-        "segments": 3,
         "causal segments": 3,
         "computed again": 4,
         "saved by name": 3,
