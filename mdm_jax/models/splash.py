@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +176,8 @@ def run(
         [B, Q', H, head_dim], in the dtype of `q`.
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    return jnp.swapaxes(jax.vmap(kernel)(q, k, v, segments), 1, 2)
+    out: Any = jax.vmap(kernel)(q, k, v, segments)
+    return jnp.swapaxes(out, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +291,7 @@ def _segments(
 
 
 def _whole(length: int) -> tuple[int, int]:
-    """Returns the largest block that fills up a length by little, and the length in whole blocks."""
+    """Returns the largest block that fills up a length by little, and that length."""
     least = math.ceil(length / _LANES) * _LANES
     for block in _BLOCKS:
         whole = math.ceil(length / block) * block

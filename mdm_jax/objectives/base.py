@@ -87,19 +87,19 @@ def prepare_batch(
         >>> inputs["mask"].ids.tolist()
         [[1, 1, 2]]
     """
-    prepare = objective.prepare
-    if evaluation and objective.prepare_evaluation is not None:
-        prepare = objective.prepare_evaluation
-    inputs, noised = prepare(key, batch["tokens"], batch["where"], step)
     segments = batch.get("segments")
-    if segments is None:
-        return inputs, noised
-    if objective.apart is None:
+    if segments is not None and objective.apart is None:
         raise ValueError(
             "the batch has segments, and this objective cannot keep documents apart: its inputs "
             "have a mask, an order or a second stream of their own. Pack without segments, or "
             "choose an objective that can (mdlm, duo, d3pm, sedd, gidd, ar)"
         )
+    prepare = objective.prepare
+    if evaluation and objective.prepare_evaluation is not None:
+        prepare = objective.prepare_evaluation
+    inputs, noised = prepare(key, batch["tokens"], batch["where"], step)
+    if segments is None or objective.apart is None:
+        return inputs, noised
     return objective.apart(inputs, noised, segments)
 
 

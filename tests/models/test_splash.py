@@ -64,7 +64,7 @@ def test_fewer_queries_than_keys_and_lengths_of_several_blocks():
 def test_a_mask_it_cannot_do_is_refused_by_name(mask, why):
     q, k, v, _ = arrays()
     assert why in refusal(mask)
-    with pytest.raises(ValueError, match="model.attention='auto'"):
+    with pytest.raises(ValueError, match=r"model\.attention='auto'"):
         interpreted(q, k, v, mask)
 
 
