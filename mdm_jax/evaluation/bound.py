@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mdm_jax.objectives import Objective
+from mdm_jax.objectives import Objective, prepare_batch
 
 # Training step i folds i into the key of its seed. Evaluation folds this in first, so that its
 # noise is not the noise of training steps where the seeds are equal.
@@ -54,7 +54,8 @@ def evaluate_bound(
         params: the model's parameters.
         objective: its `evaluate` is averaged.
         batches: ``{"tokens": int32[B, L], "where": bool[B, L]}`` each; rows without a True are
-            padding and count for nothing.
+            padding and count for nothing. With ``segments`` int32[B, L], documents do not see
+            each other (see `mdm_jax.objectives.prepare_batch`).
         seed: of the noise.
         samples: noise draws per sequence.
         constant: nats per token to add, see `mdm_jax.constant_terms`.
@@ -100,13 +101,11 @@ def _row_sums(
     params: Any, batch: Any, key: jax.Array, *, apply: Callable, objective: Objective, samples: int
 ) -> tuple[jax.Array, jax.Array]:
     """Nats and scored tokens of each row, float32[B] each; nats are the mean over noise draws."""
-    prepare = objective.prepare_evaluation or objective.prepare
 
     def draw(index: jax.Array) -> tuple[jax.Array, jax.Array]:
         draw_key = jax.random.fold_in(key, index)
-        inputs, noised = prepare(
-            draw_key, batch["tokens"], batch["where"], jnp.zeros((), jnp.int32)
-        )
+        step = jnp.zeros((), jnp.int32)
+        inputs, noised = prepare_batch(objective, draw_key, batch, step, evaluation=True)
         nats = objective.evaluate(apply(params, inputs, None), noised)
         counts = noised.where.astype(jnp.float32)
         return jnp.where(noised.where, nats, 0.0).sum(-1), counts.sum(-1)

@@ -112,6 +112,11 @@ def held_out_bound(
     batches = data.evaluation_batches(packed, batch_size)
     total = -(-len(packed) // batch_size)
     for index, batch in enumerate(tqdm(batches, total=total, unit="batch", disable=None)):
+        if "segments" in batch:
+            raise ValueError(
+                "these windows have segments, and a model that is called with tokens and a time "
+                "would let their documents see each other: use `objective_bound`"
+            )
         rows.append(
             _batch_bound(
                 jax.random.fold_in(key, index),

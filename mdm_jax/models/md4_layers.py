@@ -7,12 +7,15 @@ from flax import linen as nn
 
 from mdm_jax.masks import Mask
 from mdm_jax.models import embeddings
-from mdm_jax.models.attention import Attention
+from mdm_jax.models.attention import SAVED, Attention
 from mdm_jax.models.md4_configs import MD4Config
 
 _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED),
+    ),
 }
 _GATES = {"glu": nn.sigmoid, "swiglu": nn.silu, "geglu": nn.gelu}
 

@@ -17,13 +17,16 @@ from flax import linen as nn
 
 from mdm_jax.masks import Bidirectional, Causal, Mask, Segments
 from mdm_jax.models import embeddings
-from mdm_jax.models.attention import Attention, attention
+from mdm_jax.models.attention import SAVED, Attention, attention
 from mdm_jax.models.cache import Cache, write
 from mdm_jax.models.smdm_configs import SMDMConfig
 
 _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED),
+    ),
 }
 
 

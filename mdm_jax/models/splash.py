@@ -8,14 +8,18 @@ are scaled before they are multiplied, in their own dtype.
 
 import dataclasses
 import functools
+import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as patterns
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask_info as descriptions,
+)
 
 from mdm_jax.masks import Bidirectional, BlockCausal, Causal, Filled, Mask, Segments, TwoStream
 from mdm_jax.models.attention import SAVED
@@ -25,7 +29,7 @@ _BLOCKS = (512, 384, 256, 128)
 
 
 class Call(NamedTuple):
-    """One call of the kernel: what `run` takes.
+    """One call of the kernel: what `run` takes, and how it is split.
 
     Attributes:
         kernel: `SplashAttentionKernel`, whose arrays describe the blocks of the pattern.
@@ -33,6 +37,8 @@ class Call(NamedTuple):
         k: [B, K', G, head_dim].
         v: [B, K', G, head_dim].
         segments: `SegmentIds` of int32[B, Q'] and int32[B, K'], or None.
+        parted: whether the kernel's arrays are to be split with the queries; else every part of
+            the queries has the whole of them.
     """
 
     kernel: kernels.SplashAttentionKernel
@@ -40,6 +46,7 @@ class Call(NamedTuple):
     k: jax.Array
     v: jax.Array
     segments: kernels.SegmentIds | None
+    parted: bool
 
 
 def refusal(mask: Mask) -> str:
@@ -93,7 +100,8 @@ def splash_attention(
         >>> splash_attention(q, k, v, Causal(), interpret=True)[0, :, 0, 0]
         Array([1., 2.], dtype=float32)
     """
-    return run(*prepare(q, k, v, mask, interpret=interpret))[:, : q.shape[1]]
+    call = prepare(q, k, v, mask, interpret=interpret)
+    return run(call.kernel, call.q, call.k, call.v, call.segments)[:, : q.shape[1]]
 
 
 def prepare(
@@ -133,26 +141,24 @@ def prepare(
     queries, keys = q.shape[1], k.shape[1]
     if isinstance(mask, (Segments, TwoStream)):
         mask.check(queries, keys)
-    q_block, q_length = _whole(-(-queries // parts))
-    kv_block, kv_length = _whole(keys)
-    # Both fillings end alike for segments, so that a filled query has a key: a filled one.
-    segments = _segments(mask, queries, q_length * parts, keys, kv_length)
     pattern: Mask = mask
     if isinstance(mask, Segments):
         pattern = Causal() if mask.causal else Bidirectional()
     elif isinstance(mask, Filled):
         pattern = Bidirectional()
-    hide = segments is None  # What segments do not hide the pattern must.
-    tile = _Tile(
-        pattern,
-        (q_length * parts, kv_length),
-        queries if hide else q_length * parts,
-        keys if hide else kv_length,
-    )
-    kernel = _kernel(tile, q_block, kv_block, parts, interpret)
+    # Segments hide what is filled up: a filled query of theirs sees the filled keys.
+    whole = isinstance(mask, (Segments, Filled))
+    tile, q_block, kv_block = _tile(pattern, queries, keys, parts, whole)
+    q_length, kv_length = tile.size
+    segments = _segments(mask, queries, q_length, keys, kv_length)
+    parted = parts > 1 and not tile.full()
+    if parts > 1 and not parted:  # Each part is the same; jax 0.10.2 cannot split it.
+        size = (q_length // parts, kv_length)
+        tile = _Tile(pattern, size, *size)
+    kernel = _kernel(tile, q_block, kv_block, parts if parted else 1, interpret)
     scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    q = _filled_up(q * scale, q_length * parts)
-    return Call(kernel, q, _filled_up(k, kv_length), _filled_up(v, kv_length), segments)
+    q = _filled_up(q * scale, q_length)
+    return Call(kernel, q, _filled_up(k, kv_length), _filled_up(v, kv_length), segments, parted)
 
 
 def run(
@@ -170,7 +176,8 @@ def run(
         [B, Q', H, head_dim], in the dtype of `q`.
     """
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    return jnp.swapaxes(jax.vmap(kernel)(q, k, v, segments), 1, 2)
+    out: Any = jax.vmap(kernel)(q, k, v, segments)
+    return jnp.swapaxes(out, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,14 +207,44 @@ class _Tile(patterns.Mask):
         real = sees(q, k, self.queries) & (k < self.keys)
         return np.where(q < self.queries, real, k == 0)
 
+    def full(self) -> bool:
+        """Returns whether everything sees everything."""
+        return isinstance(self.mask, Bidirectional) and self.size == (self.queries, self.keys)
+
+    def cut(self, q_block: int, kv_block: int) -> bool:
+        """Returns whether some block is partly visible."""
+        corners = itertools.product(
+            range(0, self.size[0], q_block), range(0, self.size[1], kv_block)
+        )
+        blocks = (self[i : i + q_block, j : j + kv_block] for i, j in corners)
+        return any(block.any() and not block.all() for block in blocks)
+
+
+def _tile(
+    pattern: Mask, queries: int, keys: int, parts: int, whole: bool
+) -> tuple[_Tile, int, int]:
+    """Returns a pattern filled up to whole blocks, and the blocks of queries and of keys."""
+    q_block, q_length = _whole(-(-queries // parts))
+    kv_block, kv_length = _whole(keys)
+
+    def tile(q_length: int) -> _Tile:
+        size = (q_length * parts, kv_length)
+        return _Tile(pattern, size, *(size if whole else (queries, keys)))
+
+    first = tile(q_length)
+    if parts == 1 or first.full() or first.cut(q_block, kv_block):
+        return first, q_block, kv_block
+    # jax 0.10.2 cannot split a pattern whose blocks are all or nothing: filled queries cut one.
+    return tile(q_length + q_block), q_block, kv_block
+
 
 @functools.lru_cache(maxsize=64)
 def _kernel(
     tile: _Tile, q_block: int, kv_block: int, parts: int, interpret: bool
 ) -> kernels.SplashAttentionKernel:
-    """Returns the kernel of a pattern, with its description as arrays of numpy.
+    """Returns the kernel of a pattern, as `kernels.make_splash_mha` makes it, but of numpy arrays.
 
-    They would otherwise be arrays of the trace that first asked, and not be there for the next.
+    It would make arrays of the trace that first asks, which are not there for the next.
     """
     sizes = kernels.BlockSizes(
         block_q=q_block,
@@ -217,16 +254,23 @@ def _kernel(
         block_q_dq=q_block,
         block_kv_dq=kv_block,
     )
-    with jax.ensure_compile_time_eval():
-        kernel = kernels.make_splash_mha(
-            patterns.MultiHeadMask([tile]),  # one for all heads
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=parts,
-            residual_checkpoint_name=SAVED,
-            interpret=interpret,
-        )
-    return jax.tree.map(np.asarray, kernel)
+    one_for_all_heads = patterns.MultiHeadMask([tile])
+    block, shards = (q_block, kv_block), {"head_shards": 1, "q_seq_shards": parts}
+    queries, _ = descriptions.process_mask(one_for_all_heads, block, **shards)
+    keys, _ = descriptions.process_mask_dkv(one_for_all_heads, block, **shards)
+    return kernels.SplashAttentionKernel(
+        queries,
+        queries,
+        keys,
+        block_sizes=sizes,
+        is_mqa=False,
+        save_residuals=False,
+        mask_value=kernels.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=None,
+        residual_checkpoint_name=SAVED,
+        mask_function=None,
+        interpret=interpret,
+    )
 
 
 def _segments(
@@ -247,7 +291,7 @@ def _segments(
 
 
 def _whole(length: int) -> tuple[int, int]:
-    """Returns the largest block that fills up a length by little, and the length in whole blocks."""
+    """Returns the largest block that fills up a length by little, and that length."""
     least = math.ceil(length / _LANES) * _LANES
     for block in _BLOCKS:
         whole = math.ceil(length / block) * block

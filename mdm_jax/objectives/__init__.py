@@ -6,7 +6,7 @@ trainer's business.
 """
 
 from mdm_jax.objectives.autoregressive import autoregressive_objective
-from mdm_jax.objectives.base import Inputs, Objective
+from mdm_jax.objectives.base import Inputs, Objective, prepare_batch
 from mdm_jax.objectives.block import block_objective
 from mdm_jax.objectives.chunked import chunked
 from mdm_jax.objectives.curriculum import curriculum_objective, log_linear_temperature
@@ -54,6 +54,7 @@ __all__ = [
     "learned_objective",
     "log_linear_temperature",
     "masked_objective",
+    "prepare_batch",
     "sedd_objective",
     "trained_schedule",
     "uniform_objective",

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from mdm_jax import losses
 from mdm_jax.arrays import PerToken, Tokens
+from mdm_jax.masks import Segments
 from mdm_jax.objectives.base import Objective
 from mdm_jax.processes import Noised
 
@@ -18,7 +19,9 @@ def autoregressive_objective(*, prepend: int | None = None) -> Objective:
 
     Returns:
         `Objective`, whose loss is its evaluation: an exact likelihood. Entry i of the loss is
-        -log p of ``noised.targets[i]``, which is the token after the model's input i.
+        -log p of ``noised.targets[i]``, which is the token after the model's input i. Where
+        documents are kept apart (`prepare_batch`), each begins as a window does: with `prepend`,
+        or with a first token that is not scored.
 
     Raises:
         ValueError: if `prepend` is negative.
@@ -53,7 +56,22 @@ def autoregressive_objective(*, prepend: int | None = None) -> Objective:
     def nll(logits, noised: Noised) -> PerToken:
         return losses.next_token_nll(logits, noised.targets, noised.where)
 
-    return Objective(prepare, nll, nll)
+    def apart(inputs, noised: Noised, segments):
+        starts = segments != _previous(segments)
+        if prepend is None:
+            # The first token of a document has nothing to be predicted from.
+            noised = noised._replace(where=noised.where & ~_next(starts, False))
+        else:
+            tokens = jnp.where(starts, jnp.asarray(prepend, noised.tokens.dtype), noised.tokens)
+            noised = noised._replace(tokens=tokens)
+        return {"tokens": noised.tokens, "mask": Segments(segments, causal=True)}, noised
+
+    return Objective(prepare, nll, nll, apart=apart)
+
+
+def _previous(x: Tokens) -> Tokens:
+    """Moves `x` one position to the right; the first stays, and counts as its own predecessor."""
+    return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
 
 
 def _next(x: Tokens, last) -> Tokens:

@@ -1,11 +1,12 @@
 """What an objective is, and the corruption that most of them share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
 from mdm_jax.arrays import Bool, Key, PerToken, Tokens
+from mdm_jax.masks import Segments
 from mdm_jax.processes import Noised, Process
 from mdm_jax.times import sample_times
 
@@ -13,6 +14,7 @@ from mdm_jax.times import sample_times
 # stands for as many calls, whose outputs are a tuple too.
 Inputs: TypeAlias = dict[str, Any] | tuple[dict[str, Any], ...]
 Prepare: TypeAlias = Callable[[Key, Tokens, Bool, jax.Array], tuple[Inputs, Noised]]
+Apart: TypeAlias = Callable[[Inputs, Noised, jax.Array], tuple[Inputs, Noised]]
 
 
 class Objective(NamedTuple):
@@ -29,6 +31,9 @@ class Objective(NamedTuple):
         evaluate: ``(outputs, noised) -> float32[B, L]`` nats of the bound; same count.
         prepare_evaluation: as `prepare`, for `evaluate`; None where training sees what evaluation
             sees. (Clipped times, relaxed tokens and short windows are for training alone.)
+        apart: ``(inputs, noised, segments int32[B, L]) -> (inputs, noised)``, what keeps the
+            documents of a window from seeing each other; None where the objective cannot, see
+            `prepare_batch`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -44,6 +49,76 @@ class Objective(NamedTuple):
     loss: Callable[[Any, Noised], PerToken]
     evaluate: Callable[[Any, Noised], PerToken]
     prepare_evaluation: Prepare | None = None
+    apart: Apart | None = None
+
+
+def prepare_batch(
+    objective: Objective,
+    key: Key,
+    batch: Mapping[str, jax.Array],
+    step: jax.Array,
+    *,
+    evaluation: bool = False,
+) -> tuple[Inputs, Noised]:
+    """Prepares a batch, whose documents are kept apart if it says which they are.
+
+    Args:
+        objective: what the model is fed.
+        key: of the noise.
+        batch: ``tokens`` int32[B, L], ``where`` bool[B, L] and, to keep documents apart,
+            ``segments`` int32[B, L]: the document of each position, from 1 in each window; 0 is
+            padding.
+        step: int32[], of training.
+        evaluation: prepare for `Objective.evaluate`.
+
+    Returns:
+        The model's inputs, with a `Segments` mask where there are segments, and the noised batch.
+
+    Raises:
+        ValueError: if there are segments and the objective cannot keep documents apart.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import mdm_jax as mdm
+        >>> objective = mdm.masked_objective(mdm.Masked(vocab_size=4, schedule=mdm.Linear()))
+        >>> x = jnp.zeros((1, 3), jnp.int32)
+        >>> batch = {"tokens": x, "where": x == 0, "segments": jnp.array([[1, 1, 2]])}
+        >>> inputs, _ = prepare_batch(objective, jax.random.key(0), batch, jnp.int32(0))
+        >>> inputs["mask"].ids.tolist()
+        [[1, 1, 2]]
+    """
+    segments = batch.get("segments")
+    if segments is not None and objective.apart is None:
+        raise ValueError(
+            "the batch has segments, and this objective cannot keep documents apart: its inputs "
+            "have a mask, an order or a second stream of their own. Pack without segments, or "
+            "choose an objective that can (mdlm, duo, d3pm, sedd, gidd, ar)"
+        )
+    prepare = objective.prepare
+    if evaluation and objective.prepare_evaluation is not None:
+        prepare = objective.prepare_evaluation
+    inputs, noised = prepare(key, batch["tokens"], batch["where"], step)
+    if segments is None or objective.apart is None:
+        return inputs, noised
+    return objective.apart(inputs, noised, segments)
+
+
+def hide_others(inputs: Inputs, noised: Noised, segments: jax.Array) -> tuple[Inputs, Noised]:
+    """An `Objective.apart` for inputs that are the window itself: other documents are masked.
+
+    Args:
+        inputs: of one call of the model or of several, without a mask.
+        noised: the noised batch.
+        segments: int32[B, L].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> hide_others({"tokens": jnp.zeros((1, 2), int)}, None, jnp.array([[1, 2]]))[0]["mask"]
+        Segments(ids=Array([[1, 2]], dtype=int32), causal=False)
+    """
+    if isinstance(inputs, tuple):
+        return tuple({**one, "mask": Segments(segments)} for one in inputs), noised
+    return {**inputs, "mask": Segments(segments)}, noised
 
 
 def corrupting(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mdm_jax import draws, losses, relaxation
 from mdm_jax.arrays import Bool, Key, Tokens, last_axis_index
 from mdm_jax.gaussian import ArgmaxGaussian
-from mdm_jax.objectives.base import Objective, corrupting
+from mdm_jax.objectives.base import Objective, corrupting, hide_others
 from mdm_jax.processes import Noised, Uniform
 from mdm_jax.times import sample_times
 
@@ -106,6 +106,7 @@ def curriculum_objective(
         loss=lambda logits, noised: losses.uniform_elbo(logits, noised, gaussian_process),
         evaluate=lambda logits, noised: losses.uniform_elbo(logits, noised, evaluation_process),
         prepare_evaluation=corrupting(evaluation_process, time_conditioning=True),
+        apart=hide_others,
     )
 
 

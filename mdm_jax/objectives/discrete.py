@@ -7,7 +7,7 @@ import numpy as np
 from mdm_jax import losses
 from mdm_jax.arrays import Bool, Key, Tokens
 from mdm_jax.losses.discrete import check_steps
-from mdm_jax.objectives.base import Objective, model_inputs
+from mdm_jax.objectives.base import Objective, hide_others, model_inputs
 from mdm_jax.processes import Masked, Noised, Process, Uniform
 from mdm_jax.times import sample_times
 
@@ -51,7 +51,7 @@ def discrete_objective(
     def bound(logits, noised):
         return losses.discrete_elbo(logits, noised, process, steps)
 
-    return Objective(prepare, bound, bound)
+    return Objective(prepare, bound, bound, apart=hide_others)
 
 
 def d3pm_objective(process: Process, steps: int, *, time_conditioning: bool = True) -> Objective:
@@ -102,7 +102,7 @@ def d3pm_objective(process: Process, steps: int, *, time_conditioning: bool = Tr
         )
         return losses.d3pm_absorbing(logits, noised, process, steps) + reconstruction
 
-    return Objective(prepare, bound, bound)
+    return Objective(prepare, bound, bound, apart=hide_others)
 
 
 def _corrupt_on_grid(key: Key, process: Process, steps: int, tokens: Tokens, where: Bool) -> Noised:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mdm_jax import losses, relaxation
 from mdm_jax.arrays import Bool, Key, Logits, PerToken, Tokens
-from mdm_jax.objectives.base import Objective, corrupting
+from mdm_jax.objectives.base import Objective, corrupting, hide_others
 from mdm_jax.objectives.curriculum import gaussian_schedule
 from mdm_jax.processes import Noised, Process, Uniform
 from mdm_jax.times import sample_times
@@ -109,6 +109,7 @@ def distillation_objective(
         loss=loss,
         evaluate=lambda logits, noised: losses.uniform_elbo(logits, noised, evaluation_process),
         prepare_evaluation=corrupting(evaluation_process, time_conditioning=True),
+        apart=hide_others,
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from mdm_jax import losses
 from mdm_jax.arrays import Times
-from mdm_jax.objectives.base import Inputs, Objective, Prepare
+from mdm_jax.objectives.base import Inputs, Objective, Prepare, hide_others
 from mdm_jax.processes import Masked, Noised
 from mdm_jax.schedules import Schedule
 from mdm_jax.times import sample_times
@@ -75,6 +75,7 @@ def importance_objective(
         loss=lambda logits, noised: constant * losses.masked_cross_entropy(logits, noised, process),
         evaluate=lambda logits, noised: losses.masked_elbo(logits, noised, process),
         prepare_evaluation=preparing(lambda u: u),
+        apart=hide_others,
     )
 
 

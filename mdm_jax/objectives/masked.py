@@ -3,7 +3,7 @@
 from typing import Literal
 
 from mdm_jax import losses
-from mdm_jax.objectives.base import Objective, trained_late
+from mdm_jax.objectives.base import Objective, hide_others, trained_late
 from mdm_jax.processes import Masked
 
 
@@ -42,4 +42,5 @@ def masked_objective(
         loss=lambda logits, noised: descend(logits, noised, process),
         evaluate=lambda logits, noised: losses.masked_elbo(logits, noised, process),
         **trained_late(process, time_conditioning=time_conditioning, min_time=min_time),
+        apart=hide_others,
     )

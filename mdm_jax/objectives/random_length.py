@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from mdm_jax import draws
 from mdm_jax.arrays import Bool, Key
 from mdm_jax.masks import Filled
-from mdm_jax.objectives.base import Objective
+from mdm_jax.objectives.base import Objective, hide_others
 
 # With these the first columns are not the first tokens, or visibility is settled already.
 _OWN_ORDER = ("mask", "clean", "positions")
@@ -61,9 +61,17 @@ def with_random_lengths(objective: Objective, share: float) -> Objective:
             )
         return inputs | {"mask": Filled(jnp.full((rows,), length))}, noised
 
+    def apart(inputs, noised, segments):
+        filled = inputs.get("mask")
+        if filled is not None:  # What lies past the shorter window is padding.
+            inside = jnp.arange(segments.shape[1], dtype=jnp.int32)[None] < filled.count[:, None]
+            segments = jnp.where(inside, segments, 0)
+        return hide_others(inputs, noised, segments)
+
     return objective._replace(
         prepare=prepare,
         prepare_evaluation=objective.prepare_evaluation or objective.prepare,
+        apart=None if objective.apart is None else apart,
     )
 
 

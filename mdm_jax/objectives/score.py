@@ -2,7 +2,7 @@
 
 from mdm_jax import losses
 from mdm_jax.losses.score import check_survival
-from mdm_jax.objectives.base import Objective, trained_late
+from mdm_jax.objectives.base import Objective, hide_others, trained_late
 from mdm_jax.processes import Masked, Process, Uniform
 
 
@@ -45,4 +45,5 @@ def sedd_objective(process: Process, *, min_time: float = 0.0) -> Objective:
         loss=bound,
         evaluate=bound,
         **trained_late(process, time_conditioning=True, min_time=min_time),
+        apart=hide_others,
     )

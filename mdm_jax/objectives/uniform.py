@@ -1,7 +1,7 @@
 """Uniform-state diffusion: Duo and UDLM in continuous time."""
 
 from mdm_jax import losses
-from mdm_jax.objectives.base import Objective, trained_late
+from mdm_jax.objectives.base import Objective, hide_others, trained_late
 from mdm_jax.processes import Uniform
 
 
@@ -34,4 +34,5 @@ def uniform_objective(process: Uniform, *, min_time: float = 0.0) -> Objective:
         loss=bound,
         evaluate=bound,
         **trained_late(process, time_conditioning=True, min_time=min_time),
+        apart=hide_others,
     )

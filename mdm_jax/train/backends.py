@@ -99,10 +99,14 @@ def _splash(
     """Splash attention, each device on its part."""
     rows, heads, queries = _axes(mesh)
     call = splash.prepare(q, k, v, mask, parts=mesh.shape.get("sequence", 1), interpret=interpret)
-    kernel = call.kernel.manual_sharding_spec(NamedSharding(mesh, P(None, queries)))
-    segments = None if call.segments is None else type(call.segments)(P(rows, queries), P(rows))
+    split = NamedSharding(mesh, P(None, queries if call.parted else None))
+    kernel = call.kernel.manual_sharding_spec(split)
+    segments: Any = None
+    if call.segments is not None:
+        segments = call.segments._replace(**{"q": P(rows, queries), "kv": P(rows)})
     specs = (kernel, P(rows, queries, heads), P(rows, None, heads), P(rows, None, heads), segments)
-    out = _each(splash.run, mesh, specs, P(rows, queries, heads))(*call)
+    arrays = (call.kernel, call.q, call.k, call.v, call.segments)
+    out = _each(splash.run, mesh, specs, P(rows, queries, heads))(*arrays)
     return out[:, : q.shape[1]]
 
 
@@ -117,12 +121,13 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, mesh: Mesh) -> 
     hidden = cudnn.prepare(q, k, mask, parts=parts)
     causal = cudnn.is_causal(q, k, mask) and parts == 1
     batched = hidden.allowed is not None and hidden.allowed.shape[0] > 1
-    hidden_specs = cudnn.Hidden(P(rows), P(rows if batched else None, None, queries))
-    hidden_specs = cudnn.Hidden(
-        *(None if x is None else spec for x, spec in zip(hidden, hidden_specs, strict=True))
-    )
+    hidden_specs: Any = cudnn.Hidden(None, None)
+    if hidden.counts is not None:
+        hidden_specs = hidden_specs._replace(counts=P(rows))
+    if hidden.allowed is not None:
+        hidden_specs = hidden_specs._replace(allowed=P(rows if batched else None, None, queries))
     specs = (P(rows, queries, heads), P(rows, None, heads), P(rows, None, heads), hidden_specs)
-    run = lambda *arrays: cudnn.run(*arrays, causal)
+    run = lambda q, k, v, hidden: cudnn.run(q, k, v, hidden, causal)
     return _each(run, mesh, specs, P(rows, queries, heads))(q, k, v, hidden)
 
 

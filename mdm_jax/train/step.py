@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mdm_jax.objectives import Objective
+from mdm_jax.objectives import Objective, prepare_batch
 from mdm_jax.train.state import Params, TrainState, ema_update
 from mdm_jax.weighted import WeightedSum, token_sum
 
 # apply(params, inputs, dropout_key or None) -> the model's outputs
 Apply: TypeAlias = Callable[[Params, dict[str, jax.Array], jax.Array | None], Any]
-Batch: TypeAlias = dict[str, jax.Array]  # {"tokens": int32[B, L], "where": bool[B, L]}
+# {"tokens": int32[B, L], "where": bool[B, L]}, and "segments": int32[B, L] to keep documents apart
+Batch: TypeAlias = dict[str, jax.Array]
 Metrics: TypeAlias = dict[str, Any]
 
 
@@ -44,8 +45,9 @@ def train_step(
 
     Args:
         state: the state before the step.
-        batch: ``tokens`` int32[B, L] and ``where`` bool[B, L], the positions that count. Under
-            `axis_name`, the rows of this device.
+        batch: ``tokens`` int32[B, L] and ``where`` bool[B, L], the positions that count; and, if
+            documents of a window must not see each other, ``segments`` int32[B, L] (see
+            `mdm_jax.objectives.prepare_batch`). Under `axis_name`, the rows of this device.
         apply: ``apply(params, inputs, dropout_key) -> outputs``, where `inputs` comes from
             ``objective.prepare``.
         objective: what the model is fed, and its per-token loss in nats.
@@ -122,12 +124,11 @@ def _prepare(
     objective: Objective, key: jax.Array, batch: Batch, step: jax.Array, axis_name: str | None
 ) -> Any:
     """Draws the noise of the whole global batch; under an axis, keeps this device's rows."""
-    tokens, where = batch["tokens"], batch["where"]
     if axis_name is None:
-        return objective.prepare(key, tokens, where, step)
+        return prepare_batch(objective, key, batch, step)
     ways = jax.lax.axis_size(axis_name)
-    tokens, where = jax.lax.all_gather((tokens, where), axis_name, tiled=True)
-    prepared = objective.prepare(key, tokens, where, step)
+    batch = jax.lax.all_gather(batch, axis_name, tiled=True)
+    prepared = prepare_batch(objective, key, batch, step)
 
     def own(x: jax.Array) -> jax.Array:
         rows = x.shape[0] // ways  # not the batch's, where an objective makes pairs of rows

@@ -51,11 +51,25 @@ def test_splash_over_rows_heads_and_queries_is_attention(mesh, splash, causal):
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_splash_of_a_pattern_is_split_over_queries(splash):
-    q, k, v, _ = arrays()
-    for mask in (masks.Bidirectional(), masks.TwoStream(4)):
-        got = jax.jit(splash)(q, k, v, mask)
-        np.testing.assert_allclose(got, attention(q, k, v, mask), atol=1e-5)
+@pytest.mark.parametrize(
+    ("length", "mask"),
+    [
+        (200, masks.Bidirectional()),
+        (256, masks.Bidirectional()),  # whole blocks, all visible
+        (256, masks.BlockCausal(128)),  # whole blocks, visible or not
+        (200, masks.TwoStream(4)),
+    ],
+)
+def test_splash_of_a_pattern_is_split_over_queries(splash, length, mask):
+    q, k, v, _ = (jnp.pad(x, ((0, 0), (0, length - L), (0, 0), (0, 0))) for x in arrays())
+
+    def both(function):
+        out, pull_back = jax.vjp(lambda *x: function(*x, mask), q, k, v)
+        return out, *pull_back(jnp.cos(out))
+
+    ours, reference = jax.jit(lambda: both(splash))(), jax.jit(lambda: both(attention))()
+    for got, expected in zip(ours, reference, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_what_does_not_divide_over_the_mesh_is_refused(splash):
@@ -69,11 +83,11 @@ def test_what_does_not_divide_over_the_mesh_is_refused(splash):
 
 
 def test_a_kernel_for_other_devices_is_refused(mesh):
-    with pytest.raises(ValueError, match="'splash' is for tpu devices, and these are cpu"):
+    with pytest.raises(ValueError, match=r"'splash' is for tpu devices, and these are cpu"):
         make_attention("splash", mesh)
     with pytest.raises(ValueError, match="'cudnn' is for gpu devices, and these are cpu"):
         make_attention("cudnn", mesh)
-    with pytest.raises(ValueError, match="unknown model.attention 'flash'"):
+    with pytest.raises(ValueError, match=r"unknown model\.attention 'flash'"):
         make_attention("flash", mesh)
 
 
