@@ -9,11 +9,7 @@ from mdm_jax.models import embeddings
 from mdm_jax.models.attention import attention
 from mdm_jax.models.cache import write
 from mdm_jax.models.configs import TIME_FEATURES, DiTConfig
-
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from mdm_jax.models.remat import kept, rematerialized
 
 
 class TimeMLP(nn.Module):
@@ -99,7 +95,7 @@ class Block(nn.Module):
             dtype=config.dtype,
             name="attention_out",
         )
-        return out(attention(q, k, v, mask)), layer
+        return out(kept(attention(*kept((q, k, v)), mask))), layer
 
     def _mlp(self, h: jax.Array) -> jax.Array:
         """Returns the MLP branch, `config.dtype`[B, L, D]."""
@@ -146,13 +142,8 @@ class Head(nn.Module):
 
 def stacked_blocks(config: DiTConfig) -> type[nn.Module]:
     """Returns `Block`, rematerialized as configured and scanned over stacked parameters."""
-    block = Block
-    if config.remat != "none":
-        # A loop body cannot be merged with its backward pass, so CSE is harmless inside a scan
-        # and need not be prevented; an unrolled layer has no such boundary.
-        block = nn.remat(block, prevent_cse=config.unroll > 1, policy=_REMAT_POLICIES[config.remat])
     return nn.scan(
-        block,
+        rematerialized(Block, config.remat, config.unroll),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         # Only the cache has an axis of layers; cond, angles, mask and start are every layer's.

@@ -9,11 +9,8 @@ from mdm_jax.masks import Bidirectional
 from mdm_jax.models import embeddings
 from mdm_jax.models.attention import attention
 from mdm_jax.models.md4_configs import MD4Config
+from mdm_jax.models.remat import kept, rematerialized
 
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 _GATES = {"glu": nn.sigmoid, "swiglu": nn.silu, "geglu": nn.gelu}
 
 
@@ -86,7 +83,7 @@ class Block(nn.Module):
         out = nn.DenseGeneral(
             config.width, axis=(-2, -1), use_bias=False, dtype=config.dtype, name="attention_out"
         )
-        return out(attention(q, k, v, Bidirectional()))
+        return out(kept(attention(*kept((q, k, v)), Bidirectional())))
 
     def _mlp(self, h: jax.Array) -> jax.Array:
         """Returns the MLP branch, down(act(gate(h)) * up(h)), `config.dtype`[B, L, D]."""
@@ -185,12 +182,8 @@ def stacked_blocks(config: MD4Config) -> type[nn.Module]:
     Args:
         config: The architecture.
     """
-    block = Block
-    if config.remat != "none":
-        # Inside a loop body CSE is harmless; unrolled layers have no such boundary.
-        block = nn.remat(block, prevent_cse=config.unroll > 1, policy=_REMAT_POLICIES[config.remat])
     return nn.scan(
-        block,
+        rematerialized(Block, config.remat, config.unroll),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]

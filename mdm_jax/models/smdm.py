@@ -19,12 +19,8 @@ from mdm_jax.masks import Bidirectional, Causal, Mask
 from mdm_jax.models import embeddings
 from mdm_jax.models.attention import attention
 from mdm_jax.models.cache import Cache, write
+from mdm_jax.models.remat import kept, rematerialized
 from mdm_jax.models.smdm_configs import SMDMConfig
-
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 class SMDM(nn.Module):
@@ -238,7 +234,7 @@ class Block(nn.Module):
             dtype=config.dtype,
             name="attention_out",
         )
-        return out(attention(q, k, v, mask)), layer
+        return out(kept(attention(*kept((q, k, v)), mask))), layer
 
     def _mlp(self, h: jax.Array) -> jax.Array:
         """Returns the MLP branch, down(silu(gate(h)) * up(h)), `config.dtype`[B, L, D]."""
@@ -294,12 +290,8 @@ def _angles(positions: jax.Array, config: SMDMConfig) -> tuple[jax.Array, jax.Ar
 
 def _stacked(config: SMDMConfig) -> type[nn.Module]:
     """Returns `Block`, rematerialized as configured and scanned over stacked parameters."""
-    block = Block
-    if config.remat != "none":
-        # Inside a loop body CSE is harmless; unrolled layers have no such boundary.
-        block = nn.remat(block, prevent_cse=config.unroll > 1, policy=_REMAT_POLICIES[config.remat])
     return nn.scan(
-        block,
+        rematerialized(Block, config.remat, config.unroll),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         # Only the cache has an axis of layers; angles, mask and start are every layer's.
