@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from mdm_jax.masks import Mask
 
@@ -56,4 +57,4 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array
     if allowed is not None:
         scores = jnp.where(allowed[:, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    return checkpoint_name(jnp.einsum("bhqk,bkhd->bqhd", weights, v), SAVED)

@@ -6,13 +6,13 @@ Counts are closed forms of the configuration, so that a budget can be planned wi
 import dataclasses
 from typing import Any
 
+from mdm_jax.models.remat import check_remat
 from mdm_jax.models.sizes import SIZES
 
 TIME_FEATURES = 256
 """Width of the sinusoidal features of sigma: 128 cosines, then 128 sines."""
 
 _DTYPES = ("float32", "bfloat16")
-_REMAT = ("none", "full", "dots")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class DiTConfig:
         causal: Attend to the current and earlier positions only.
         dtype: Dtype of block matmuls and logits, "float32" or "bfloat16". Parameters, residual
             stream, LayerNorm and the time path are float32 whatever it says.
-        remat: What the backward pass may keep of a block: "none" rematerializes nothing, "dots"
-            keeps matmul outputs, "full" keeps the block's input only.
+        remat: What the backward pass may keep of a block, one of `remat.REMAT`: everything, all
+            matmul outputs, those around attention, or the block's input only.
         unroll: Blocks per iteration of the layer scan. It changes neither parameters nor results:
             1 compiles fastest, `layers` removes the loop.
 
@@ -75,8 +75,7 @@ class DiTConfig:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout!r}.")
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {_DTYPES}, got {self.dtype!r}.")
-        if self.remat not in _REMAT:
-            raise ValueError(f"remat must be one of {_REMAT}, got {self.remat!r}.")
+        check_remat(self.remat)
         if self.time_conditioning and not self.adaln:
             raise ValueError(
                 "time_conditioning=True needs adaln=True: adaLN is the only way time enters."

@@ -17,11 +17,7 @@ from mdm_jax.masks import Causal
 from mdm_jax.models import embeddings
 from mdm_jax.models.attention import attention
 from mdm_jax.models.gpt2_configs import GPT2Config
-
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from mdm_jax.models.remat import kept, rematerialized
 
 
 class GPT2(nn.Module):
@@ -111,7 +107,8 @@ class Block(nn.Module):
             dtype=config.dtype,
             name="qkv",
         )(h)
-        heads = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], Causal())
+        q, k, v = kept((qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]))
+        heads = kept(attention(q, k, v, Causal()))
         return nn.DenseGeneral(
             config.width,
             axis=(-2, -1),
@@ -147,12 +144,8 @@ def _check(tokens: jax.Array, config: GPT2Config) -> None:
 
 def _stacked(config: GPT2Config) -> type[nn.Module]:
     """Returns `Block`, rematerialized as configured and scanned over stacked parameters."""
-    block = Block
-    if config.remat != "none":
-        # Inside a loop body CSE is harmless; unrolled layers have no such boundary.
-        block = nn.remat(block, prevent_cse=config.unroll > 1, policy=_REMAT_POLICIES[config.remat])
     return nn.scan(
-        block,
+        rematerialized(Block, config.remat, config.unroll),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         length=config.layers,

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, ClassVar
 
+from mdm_jax.models.remat import check_remat
+
 GPT2_SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"width": 768, "layers": 12, "heads": 12},
     "gpt2-medium": {"width": 1024, "layers": 24, "heads": 16},
@@ -12,7 +14,6 @@ GPT2_SIZES: dict[str, dict[str, Any]] = {
 """The published sizes, by their published names. "gpt2-large" is the field's usual judge."""
 
 _DTYPES = ("float32", "bfloat16")
-_REMAT = ("none", "full", "dots")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,8 @@ class GPT2Config:
         positions: Learned positions: the longest sequence it takes.
         dtype: Dtype of matmuls and logits, "float32" or "bfloat16". Parameters, residual stream
             and LayerNorm are float32 whatever it says.
-        remat: What the backward pass may keep of a block: "none" rematerializes nothing, "dots"
-            keeps matmul outputs, "full" keeps the block's input only.
+        remat: What the backward pass may keep of a block, one of `remat.REMAT`: everything, all
+            matmul outputs, those around attention, or the block's input only.
         unroll: Blocks per iteration of the layer scan; it changes neither parameters nor results.
 
     Raises:
@@ -62,8 +63,7 @@ class GPT2Config:
             )
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {_DTYPES}, got {self.dtype!r}.")
-        if self.remat not in _REMAT:
-            raise ValueError(f"remat must be one of {_REMAT}, got {self.remat!r}.")
+        check_remat(self.remat)
 
     @property
     def head_dim(self) -> int:

@@ -6,17 +6,10 @@ from flax import linen as nn
 
 from mdm_jax.masks import Mask
 from mdm_jax.models import embeddings
-from mdm_jax.models.attention import SAVED, Attention
+from mdm_jax.models.attention import Attention
 from mdm_jax.models.cache import write
 from mdm_jax.models.configs import TIME_FEATURES, DiTConfig
-
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(SAVED),
-    ),
-}
+from mdm_jax.models.remat import kept, rematerialized
 
 
 class TimeMLP(nn.Module):
@@ -96,6 +89,7 @@ class Block(nn.Module):
         q, k = embeddings.rotate(q, *angles), embeddings.rotate(k, *angles)
         if layer is not None:
             layer = k, v = write(layer[0], k, start), write(layer[1], v, start)
+        q, k, v = kept((q, k, v))
         out = nn.DenseGeneral(
             config.width,
             axis=(-2, -1),
@@ -151,13 +145,8 @@ class Head(nn.Module):
 
 def stacked_blocks(config: DiTConfig) -> type[nn.Module]:
     """Returns `Block`, rematerialized as configured and scanned over stacked parameters."""
-    block = Block
-    if config.remat != "none":
-        # A loop body cannot be merged with its backward pass, so CSE is harmless inside a scan
-        # and need not be prevented; an unrolled layer has no such boundary.
-        block = nn.remat(block, prevent_cse=config.unroll > 1, policy=_REMAT_POLICIES[config.remat])
     return nn.scan(
-        block,
+        rematerialized(Block, config.remat, config.unroll),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         # Only the cache has an axis of layers; cond, angles, mask and start are every layer's.

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from mdm_jax.models.remat import REMAT
+
 MD4_SIZES: dict[str, dict[str, Any]] = {
     "small": {"layers": 12, "heads": 12},
     "medium": {"layers": 24, "heads": 16},
@@ -12,7 +14,6 @@ MD4_SIZES: dict[str, dict[str, Any]] = {
 _MLPS = ("glu", "swiglu", "geglu")
 _MODULATIONS = ("adaln_zero", "adaln")
 _DTYPES = ("float32", "bfloat16")
-_REMAT = ("none", "full", "dots")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class MD4Config:
             a branch, whole features are dropped along the sequence.
         dtype: Dtype of block matmuls and logits, "float32" (as published) or "bfloat16".
             Parameters, residual stream, norms and the time path are float32 whatever it says.
-        remat: What the backward pass may keep of a block: "none" rematerializes nothing, "dots"
-            keeps matmul outputs, "full" keeps the block's input only.
+        remat: What the backward pass may keep of a block, one of `remat.REMAT`: everything, all
+            matmul outputs, those around attention, or the block's input only.
         unroll: Blocks per iteration of the layer scan; it changes neither parameters nor results.
 
     Raises:
@@ -91,7 +92,7 @@ class MD4Config:
             ("modulation", _MODULATIONS),
             ("mlp", _MLPS),
             ("dtype", _DTYPES),
-            ("remat", _REMAT),
+            ("remat", REMAT),
         ):
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name} must be one of {valid}, got {getattr(self, name)!r}.")

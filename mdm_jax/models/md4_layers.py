@@ -7,16 +7,10 @@ from flax import linen as nn
 
 from mdm_jax.masks import Mask
 from mdm_jax.models import embeddings
-from mdm_jax.models.attention import SAVED, Attention
+from mdm_jax.models.attention import Attention
 from mdm_jax.models.md4_configs import MD4Config
+from mdm_jax.models.remat import kept, rematerialized
 
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(SAVED),
-    ),
-}
 _GATES = {"glu": nn.sigmoid, "swiglu": nn.silu, "geglu": nn.gelu}
 
 
@@ -89,6 +83,7 @@ class Block(nn.Module):
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         q = embeddings.rotate_interleaved(q, *angles)
         k = embeddings.rotate_interleaved(k, *angles)
+        q, k, v = kept((q, k, v))
         out = nn.DenseGeneral(
             config.width, axis=(-2, -1), use_bias=False, dtype=config.dtype, name="attention_out"
         )
@@ -191,12 +186,8 @@ def stacked_blocks(config: MD4Config) -> type[nn.Module]:
     Args:
         config: The architecture.
     """
-    block = Block
-    if config.remat != "none":
-        # Inside a loop body CSE is harmless; unrolled layers have no such boundary.
-        block = nn.remat(block, prevent_cse=config.unroll > 1, policy=_REMAT_POLICIES[config.remat])
     return nn.scan(
-        block,
+        rematerialized(Block, config.remat, config.unroll),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]

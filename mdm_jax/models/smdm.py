@@ -17,17 +17,10 @@ from flax import linen as nn
 
 from mdm_jax.masks import Bidirectional, Causal, Mask, Segments
 from mdm_jax.models import embeddings
-from mdm_jax.models.attention import SAVED, Attention, attention
+from mdm_jax.models.attention import Attention, attention
 from mdm_jax.models.cache import Cache, write
+from mdm_jax.models.remat import kept, rematerialized
 from mdm_jax.models.smdm_configs import SMDMConfig
-
-_REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(SAVED),
-    ),
-}
 
 
 class SMDM(nn.Module):
@@ -238,6 +231,7 @@ class Block(nn.Module):
         q, k = embeddings.rotate(q, *angles), embeddings.rotate(k, *angles)
         if layer is not None:
             layer = k, v = write(layer[0], k, start), write(layer[1], v, start)
+        q, k, v = kept((q, k, v))
         out = nn.DenseGeneral(
             config.width,
             axis=(-2, -1),
@@ -302,12 +296,8 @@ def _angles(positions: jax.Array, config: SMDMConfig) -> tuple[jax.Array, jax.Ar
 
 def _stacked(config: SMDMConfig) -> type[nn.Module]:
     """Returns `Block`, rematerialized as configured and scanned over stacked parameters."""
-    block = Block
-    if config.remat != "none":
-        # Inside a loop body CSE is harmless; unrolled layers have no such boundary.
-        block = nn.remat(block, prevent_cse=config.unroll > 1, policy=_REMAT_POLICIES[config.remat])
     return nn.scan(
-        block,
+        rematerialized(Block, config.remat, config.unroll),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         # Only the cache has an axis of layers; angles, mask and start are every layer's.

@@ -7,6 +7,8 @@ model ("mdm-*") and as a causal language model ("ar-*").
 import dataclasses
 from typing import Any, ClassVar
 
+from mdm_jax.models.remat import check_remat
+
 _LADDER = {
     # millions of parameters outside the embeddings: (layers, heads, width)
     6: (6, 4, 256),
@@ -53,7 +55,6 @@ LLAMA_VOCABULARY = 32_000
 """Pieces of the Llama 2 tokenizer, with which every published model was trained."""
 
 _DTYPES = ("float32", "bfloat16")
-_REMAT = ("none", "full", "dots")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,8 @@ class SMDMConfig:
             weights trained so expect it. On random weights it moves logits of about 1 by 0.01.
         dtype: Dtype of block matmuls and logits, "float32" or "bfloat16" (as published).
             Parameters, residual stream and norms are float32 whatever it says.
-        remat: What the backward pass may keep of a block: "none" rematerializes nothing, "dots"
-            keeps matmul outputs, "full" keeps the block's input only.
+        remat: What the backward pass may keep of a block, one of `remat.REMAT`: everything, all
+            matmul outputs, those around attention, or the block's input only.
         unroll: Blocks per iteration of the layer scan; it changes neither parameters nor results.
 
     Raises:
@@ -122,8 +123,7 @@ class SMDMConfig:
             )
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {_DTYPES}, got {self.dtype!r}.")
-        if self.remat not in _REMAT:
-            raise ValueError(f"remat must be one of {_REMAT}, got {self.remat!r}.")
+        check_remat(self.remat)
 
     @property
     def head_dim(self) -> int:

@@ -1,4 +1,4 @@
-"""What accelerators can do, by their published peaks: for rooflines and memory.
+"""What accelerators can do, by their published peaks: for MFU, rooflines and memory.
 
 TPU figures are those of Google's Cloud TPU pages ("TPU v5e", "TPU v5p", "TPU v6e"); GPU figures
 those of NVIDIA's data sheets, dense, without sparsity. Nothing here was measured.
@@ -6,9 +6,7 @@ those of NVIDIA's data sheets, dense, without sparsity. Nothing here was measure
 
 from typing import NamedTuple
 
-from mdm_jax.train.utilization import peak_flops
-
-_GIB = 2**30
+GIB = 2**30
 
 
 class Chip(NamedTuple):
@@ -16,6 +14,7 @@ class Chip(NamedTuple):
 
     Attributes:
         name: what it is called.
+        kind: how `jax.Device.device_kind` begins.
         memory: bytes of HBM that a program can have. On a TPU a little less than the data sheet
             says, as the runtime keeps some; the compiler names the number where one does not fit.
         flops: peak bfloat16 FLOP/s, a multiply-add being two.
@@ -25,6 +24,7 @@ class Chip(NamedTuple):
     """
 
     name: str
+    kind: str
     memory: int
     flops: float
     bandwidth: float
@@ -32,19 +32,31 @@ class Chip(NamedTuple):
     axes: int
 
 
-def _chip(name: str, kind: str, memory: float, bandwidth: float, link: float, axes: int) -> Chip:
-    """A chip whose `jax.Device.device_kind` is `kind`."""
-    return Chip(name, int(memory), peak_flops(kind) or 0.0, bandwidth, link, axes)
-
-
 CHIPS: dict[str, Chip] = {
-    # 16, 95 and 32 GB; 819, 2765 and 1640 GB/s; links of 1600 Gbit/s over four, 4800 over six and
-    # 3584 over four.
-    "v5e": _chip("TPU v5e", "TPU v5 lite", 15.75 * _GIB, 819e9, 50e9, 2),
-    "v5p": _chip("TPU v5p", "TPU v5", 95.0 * _GIB, 2765e9, 100e9, 3),
-    "v6e": _chip("TPU v6e", "TPU v6 lite", 31.25 * _GIB, 1640e9, 112e9, 2),
-    "a100": _chip("A100 80GB", "NVIDIA A100-SXM4-80GB", 80e9, 2039e9, 300e9, 0),
-    "h100": _chip("H100 SXM", "NVIDIA H100 80GB HBM3", 80e9, 3350e9, 450e9, 0),
-    "h200": _chip("H200 SXM", "NVIDIA H200", 141e9, 4800e9, 450e9, 0),
+    # 16 / 95 / 32 GiB; 197 / 459 / 918 TFLOP/s; 819 / 2765 / 1640 GB/s; links 1600 Gbit/s over
+    # four, 4800 over six, 3584 over four.
+    "v5e": Chip("TPU v5e", "TPU v5 lite", int(15.75 * GIB), 197e12, 819e9, 50e9, 2),
+    "v5p": Chip("TPU v5p", "TPU v5", int(95.0 * GIB), 459e12, 2765e9, 100e9, 3),
+    "v6e": Chip("TPU v6e", "TPU v6 lite", int(31.25 * GIB), 918e12, 1640e9, 112e9, 2),
+    "a100": Chip("A100 80GB", "NVIDIA A100-SXM4-80GB", int(80e9), 312e12, 2039e9, 300e9, 0),
+    "h100": Chip("H100 SXM", "NVIDIA H100 80GB HBM3", int(80e9), 989e12, 3350e9, 450e9, 0),
+    "h200": Chip("H200 SXM", "NVIDIA H200", int(141e9), 989e12, 4800e9, 450e9, 0),
 }
 """Chips by the name that a topology begins with."""
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Returns the chip of a `jax.Device.device_kind`, or None if its peaks are not known here.
+
+    Examples:
+        >>> kinds = ("TPU v5 lite", "TPU v5", "NVIDIA H100 80GB HBM3")
+        >>> tuple(chip_of(kind).name for kind in kinds)
+        ('TPU v5e', 'TPU v5p', 'H100 SXM')
+        >>> chip_of("cpu") is None
+        True
+    """
+    names = {"TPU v5e": "TPU v5 lite", "TPU v5p": "TPU v5", "TPU v6e": "TPU v6 lite"}
+    kind = names.get(device_kind, device_kind)
+    found = [chip for chip in CHIPS.values() if kind.startswith(chip.kind)]
+    # "TPU v5" begins "TPU v5 lite" too: the longest name is meant.
+    return max(found, key=lambda chip: len(chip.kind), default=None)

@@ -69,6 +69,8 @@ FIELDS: dict[str, Any] = {
         "batch_size": int,  # rows of the global batch
         "accumulate": int,
         "loss_chunk": int,  # positions whose logits a device holds at once; 0: all of its batch
+        "z_loss": float,  # weight of the square of the log-partition; 0: off
+        "skip_above": float,  # of the running norm of gradients: no update; 0: off
         "start_from": str,  # a run or its export whose parameters to begin with; "": none
         "log_every": int,
         "eval_every": int,
@@ -84,6 +86,7 @@ FIELDS: dict[str, Any] = {
         "eps": float,
         "weight_decay": float,
         "clip": float,  # 0: off
+        "moments": str,  # dtype of the first moment between steps: "float32", "bfloat16"
     },
     "ema": {"decay": float, "warmup": bool},  # decay 0: off
     "evaluation": {
@@ -121,6 +124,8 @@ _AT_LEAST_ZERO = (
     "checkpoint.keep_every",
     "optimizer.clip",
     "train.loss_chunk",
+    "train.z_loss",
+    "train.skip_above",
     "objective.curriculum_steps",
     "objective.top_k",
     "objective.steps",

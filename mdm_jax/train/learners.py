@@ -172,11 +172,12 @@ def choose_axes(
     ]
     # Parameters, a gradient and two moments; an average and a teacher where there are any.
     copies = 4 + (config["ema"]["decay"] > 0) + (family.teacher_every > 0)
+    copies -= 0.5 * (config["optimizer"]["moments"] == "bfloat16")
     return choose_mesh(
         {name: section[name] for name in AXES},
         batches + _divided(config, network),
         devices=devices,
-        state_bytes=4 * copies * network.parameters,
+        state_bytes=int(4 * copies * network.parameters),
         memory=memory,
         slices=section["slices"],
     )

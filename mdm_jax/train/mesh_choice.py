@@ -121,18 +121,17 @@ def choose_mesh(
         if sizes["data"] % slices == 0 and fixed.items() <= sizes.items()
     ]
     dividing = [sizes for sizes in candidates if all(one.fits(sizes) for one in divided)]
-    fitting = [
-        s for s in dividing if memory is None or _per_device(state_bytes, s) <= STATE_SHARE * memory
-    ]
+    room = math.inf if memory is None else STATE_SHARE * memory
+    fitting = [sizes for sizes in dividing if _per_device(state_bytes, sizes) <= room]
     if fitting:
         return min(fitting, key=lambda s: (s["sequence"], s["tensor"], s["fsdp"]))
     if dividing:
         least = min(_per_device(state_bytes, sizes) for sizes in dividing)
         raise ValueError(
             f"no mesh of {devices} device(s) fits mesh {axes}: the smallest part of the state is "
-            f"{least / 2**30:.1f} GiB a device, over {STATE_SHARE:.0%} of its {memory / 2**30:.1f} "
-            "GiB. Use more devices, optimizer.moments='bfloat16' or a smaller model; or set the "
-            "axes of the mesh yourself"
+            f"{least / 2**30:.1f} GiB a device, and it may take {room / 2**30:.1f} GiB, "
+            f"{STATE_SHARE:.0%} of the memory. Use more devices, optimizer.moments='bfloat16' or a "
+            "smaller model; or set the axes of the mesh yourself"
         )
     if not candidates:
         raise ValueError(

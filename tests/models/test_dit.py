@@ -46,7 +46,9 @@ def plain_gradient(build, tokens):
     return jax.jit(jax.value_and_grad(lambda p: loss(model, p, tokens)))(params)
 
 
-@pytest.mark.parametrize(("remat", "unroll"), [("dots", 1), ("full", 1), ("none", 4), ("full", 2)])
+@pytest.mark.parametrize(
+    ("remat", "unroll"), [("dots", 1), ("attention", 1), ("full", 1), ("none", 4), ("full", 2)]
+)
 def test_remat_and_unrolling_change_nothing(build, tokens, plain_gradient, remat, unroll):
     model, params = build(remat=remat, unroll=unroll)
     found = jax.jit(jax.value_and_grad(lambda p: loss(model, p, tokens)))(params)

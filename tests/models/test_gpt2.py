@@ -179,7 +179,7 @@ def test_remat_and_unrolling_change_nothing(params, rows):
         return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(apply(p, rows, **fields)))))(params)
 
     expected = gradient()
-    for fields in ({"remat": "dots"}, {"remat": "full", "unroll": 3}):
+    for fields in ({"remat": "attention"}, {"remat": "full", "unroll": 3}):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
             gradient(**fields),

@@ -276,7 +276,7 @@ def test_remat_and_unrolling_change_nothing():
         return jax.jit(jax.grad(loss))(params)
 
     expected = gradient()
-    for fields in ({"remat": "dots"}, {"remat": "full", "unroll": 2}):
+    for fields in ({"remat": "attention"}, {"remat": "full", "unroll": 2}):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
             gradient(**fields),

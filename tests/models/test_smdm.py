@@ -108,7 +108,7 @@ def plain_gradient(tokens):
     return jax.jit(jax.grad(lambda p: loss(model, p, tokens)))(params)
 
 
-@pytest.mark.parametrize(("remat", "unroll"), [("dots", 1), ("full", 1), ("full", 2)])
+@pytest.mark.parametrize(("remat", "unroll"), [("dots", 1), ("attention", 1), ("full", 2)])
 def test_remat_and_unrolling_change_nothing(tokens, plain_gradient, remat, unroll):
     model, params = build(remat=remat, unroll=unroll)
     found = jax.jit(jax.grad(lambda p: loss(model, p, tokens)))(params)

@@ -66,7 +66,7 @@ def test_what_is_asked_for_stays():
     [
         (
             {"state": 100},
-            r"smallest part of the state is 12\.5 GiB a device, over 50% of its 16\.0",
+            r"smallest part of the state is 12\.5 GiB a device, and it may take 8\.0 GiB, 50%",
         ),
         ({"state": 1, "rows": 3, "heads": 1, "length": 3}, r"divides data\.length, model\.heads"),
         ({"state": 1, "tensor": 3}, r"has the axes {'tensor': 3}"),

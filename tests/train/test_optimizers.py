@@ -15,6 +15,7 @@ def rates(**overrides):
 
 def adam(**overrides):
     fields = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
+    fields["moments"] = "float32"
     return fields | overrides
 
 
@@ -77,8 +78,39 @@ def test_clip_zero_is_off():
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"b1": 1.0}, "b1.*1.0"), ({"weight_decay": -0.1}, "weight_decay"), ({"clip": -1.0}, "clip")],
+    [
+        ({"b1": 1.0}, "b1.*1.0"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"clip": -1.0}, "clip"),
+        ({"moments": "float16"}, r"moments 'float16': .* 'bfloat16'"),
+    ],
 )
 def test_bad_optimizers_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         adamw(adam(**overrides), lambda step: 0.1)
+
+
+def test_bfloat16_moments_follow_float32_ones():
+    """Forty steps on a noisy slope: the first moment is rounded, and the way hardly changes."""
+    target, params = jnp.linspace(-1.0, 1.0, 256), {"w": jnp.zeros(256)}
+    noise = jax.random.normal(jax.random.key(0), (40, 256))
+
+    def descend(moments):
+        optimizer = adamw(adam(moments=moments, weight_decay=0.0), lambda step: 0.02)
+
+        def step(carry, noise):
+            params, state = carry
+            grads = {"w": params["w"] - target + 0.3 * noise}
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), jnp.mean(jnp.square(params["w"] - target))
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), noise)
+
+    (_, state), losses = descend("bfloat16")
+    _, expected = descend("float32")
+    assert optax.tree.get(state, "mu")["w"].dtype == jnp.bfloat16
+    assert optax.tree.get(state, "nu")["w"].dtype == jnp.float32
+    assert expected[-1] < 0.2 * expected[0]
+    assert not (losses == expected).all()
+    np.testing.assert_allclose(losses, expected, rtol=5e-3)

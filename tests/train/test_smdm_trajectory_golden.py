@@ -20,7 +20,7 @@ from mdm_jax.train.step import jit_train_step
 
 MODEL = SMDM(SMDMConfig(vocab_size=96, width=64, layers=2, heads=4, hidden=176))
 PROCESS = mdm.Masked(vocab_size=96, schedule=mdm.Linear())
-ADAM = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
+ADAM = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0, "moments": "float32"}
 
 
 @pytest.fixture(scope="module")

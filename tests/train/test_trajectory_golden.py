@@ -22,7 +22,7 @@ from mdm_jax.train.step import jit_train_step
 MASK = 100
 MODEL = DiTConfig(num_ids=MASK + 1, width=32, layers=2, heads=4, cond_dim=16)
 PROCESS = mdm.Masked(MASK, mdm.LogLinear(1e-3))
-ADAM = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
+ADAM = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0, "moments": "float32"}
 FAST = {"schedule": "cosine", "learning_rate": 5e-3, "min_learning_rate": 5e-4, "warmup": 3}
 SLOW = {"schedule": "cosine", "learning_rate": 2e-4, "min_learning_rate": 2e-5, "warmup": 100}
 VARIANTS = {
