@@ -12,7 +12,8 @@ Memory and time: every host reads and tokenizes the whole corpus into its memory
 one process and with nothing kept on disk: the text, 5 bytes per token, and copies of both while
 packing. All of OpenWebText (about 40 GB, 9B tokens) takes well over 100 GB and hours; try a part.
 
-Hardware: written for 64 TPU chips at 8 windows each; on fewer devices raise train.accumulate.
+Hardware: written for 64 TPU chips at 8 windows each; on fewer devices raise train.accumulate, or
+set train.loss_chunk=1024 and model.remat=dots, as docs/pods.md does for 16 and 32 chips.
 
 Expected: held-out perplexity at most 23.21, that is 3.14 nats per token (MDLM, table 2; 22.98 in
 the re-evaluation by BD3-LM). Not reproduced in this repository.
@@ -27,5 +28,6 @@ def get_config() -> ConfigDict:
     """Returns the config."""
     config = base()
     config.model.dropout = 0.1
+    config.model.attention = "auto"
     config.objective.min_time = 1e-3
     return config

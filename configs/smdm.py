@@ -20,7 +20,8 @@ tokenizer.json or tokenizer.model (32,000 ids; the mask is one past them). Nothi
 Every host reads and tokenizes the whole corpus into its memory at every start; try a part.
 
 Hardware: written for 32 chips at 8 windows each; on fewer raise train.accumulate. From 500M on
-set train.loss_chunk=512, model.remat=dots and mesh.fsdp as memory asks for.
+parameters are spread over mesh.fsdp=8 chips, with model.remat=full and train.loss_chunk=1024:
+1028M and 2121M then fit slices of 256 TPU v5e or v6e chips and of 128 v5p, see docs/pods.md.
 
 Expected: the best size of each budget has held-out nats per token of 3.374, 3.261, 3.040, 2.916 and
 2.830 for the masked model at 6e18, 1e19, 3e19, 6e19 and 1e20, and 2.846, 2.749, 2.555, 2.447 and
@@ -66,6 +67,11 @@ def get_config(option: str = "170M") -> ConfigDict:
     config = base()
     config.seed = 3407
     config.model.update({"family": "smdm", "size": size, "causal": causal, "adaln": False})
+    config.model.attention = "auto"
+    if PARAMETERS[size] > 500_000_000:
+        config.model.remat = "full"
+        config.train.loss_chunk = 1024
+        config.mesh.fsdp = 8
     if causal:
         config.objective.name = "ar"
     else:

@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
 
     try:
         record = _one()
-    except (compiling.TooLarge, ModuleNotFoundError, ValueError) as error:
+    except (compiling.TooLargeError, ModuleNotFoundError, ValueError) as error:
         sys.exit(f"{_TOPOLOGY.value}: {error}")
     print(reports.text(record))
     if _JSON.value:

@@ -1,4 +1,4 @@
-"""Compiles the train step of a config, and a step of its sampler, for a machine that is not here."""
+"""Compiles a train step, and a step of sampling, for a machine that is not here."""
 
 import re
 import time
@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import mdm_jax as mdm
 from mdm_jax.pods import collectives
 from mdm_jax.pods.collectives import Traffic
-from mdm_jax.pods.topologies import Topology, mesh_of
+from mdm_jax.pods.topologies import Topology
 from mdm_jax.train.activations import rows_in_place
+from mdm_jax.train.families import make_family
 from mdm_jax.train.fields import checked
-from mdm_jax.train.learners import Learner, build_learner
-from mdm_jax.train.meshes import batch_sharding, batch_ways
+from mdm_jax.train.learners import Learner, build_learner, choose_axes
+from mdm_jax.train.meshes import batch_sharding, batch_ways, make_mesh
+from mdm_jax.train.networks import make_network
 from mdm_jax.train.step import check_batch
 
 
@@ -54,7 +56,7 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-class TooLarge(ValueError):
+class TooLargeError(ValueError):
     """A program that the compiler could not fit into the memory of a chip.
 
     Attributes:
@@ -79,7 +81,11 @@ def learner_for(config: Mapping[str, Any], vocab_size: int, topology: Topology) 
             does not divide over mesh and micro-batches. The message names the fields.
     """
     whole = checked(config)
-    mesh = mesh_of(topology, whole["mesh"])
+    family = make_family(whole, vocab_size)
+    size = vocab_size if family.process is None else family.process.vocab_size
+    network = make_network(whole["model"], size, family.num_ids)
+    axes = choose_axes(whole, family, network, devices=topology.chips, memory=topology.chip.memory)
+    mesh = make_mesh(axes, slices=whole["mesh"]["slices"], devices=topology.devices)
     learner = build_learner(whole, vocab_size, mesh=mesh)
     train = whole["train"]
     ways = batch_ways(mesh) * learner.family.rows_together
@@ -96,7 +102,7 @@ def compile_train(learner: Learner, topology: Topology, phase: int = -1) -> Comp
         phase: index in ``learner.family.objectives``, the last by default.
 
     Raises:
-        TooLarge: if it does not fit, with what to change.
+        TooLargeError: if it does not fit, with what to change.
     """
     rows, length = learner.config["train"]["batch_size"], learner.config["data"]["length"]
     batch = {
@@ -120,7 +126,7 @@ def compile_sample(learner: Learner, topology: Topology, rows: int = 1) -> Compi
         rows: sequences on each slice of the mesh.
 
     Raises:
-        TooLarge: if it does not fit.
+        TooLargeError: if it does not fit.
     """
     mesh, config = learner.mesh, learner.config
     shape = (rows * batch_ways(mesh), config["data"]["length"])
@@ -218,7 +224,7 @@ def _explained(error: Exception, topology: Topology) -> Exception:
     sizes = [_bytes(*found) for found in re.findall(r"\(?([\d.]+)([KMGT])\)?", text)]
     needed = max(sizes, default=0)
     over = f"{needed / 2**30:.1f} GiB of temporaries" if needed else "more memory"
-    return TooLarge(
+    return TooLargeError(
         f"the step does not fit {topology.chip.name}: it needs {over}, and a chip has "
         f"{topology.chip.memory / 2**30:.1f} GiB in all. Raise train.accumulate or mesh.fsdp, set "
         "model.remat=full or train.loss_chunk=1024, or let --fit choose",

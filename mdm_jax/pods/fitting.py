@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from mdm_jax.pods.compiling import TooLarge, learner_for
+from mdm_jax.pods.compiling import TooLargeError, learner_for
 from mdm_jax.pods.reports import LIMIT, bound, report, state_bytes
 from mdm_jax.pods.topologies import Topology
 
@@ -106,7 +106,7 @@ def fit(
             break
         try:
             record = report(with_settings(config, one.settings), vocab_size, topology)
-        except TooLarge:
+        except TooLargeError:
             tried.append((one, None))
             say(f"{one.settings}: too large to compile")
             continue

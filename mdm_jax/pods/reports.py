@@ -33,7 +33,7 @@ def report(
         A record of plain numbers, which `text` and `table` print.
 
     Raises:
-        TooLarge: if the step does not fit a chip at all.
+        TooLargeError: if the step does not fit a chip at all.
         ValueError: if the config is not valid, or does not fit the topology.
     """
     learner = learner_for(config, vocab_size, topology)
@@ -76,7 +76,7 @@ def layout(learner: Learner, state: int) -> dict[str, Any]:
 
 def writes_scores(config: Mapping[str, Any]) -> bool:
     """Whether attention computes every pair and keeps the scores, as XLA's does."""
-    return config["model"].get("attention", "xla") == "xla"
+    return config["model"]["attention"] == "xla"
 
 
 def bound(
@@ -131,7 +131,7 @@ def _record(learner: Learner, topology: Topology, compiled: Compiled) -> dict[st
         "accumulate": config["train"]["accumulate"],
         "loss_chunk": config["train"]["loss_chunk"],
         "remat": config["model"]["remat"],
-        "attention": config["model"].get("attention", "xla"),
+        "attention": config["model"]["attention"],
         "dtype": config["model"]["dtype"],
         "bytes": {**memory._asdict(), "total": memory.total, "chip": topology.chip.memory},
         "share": memory.total / topology.chip.memory,

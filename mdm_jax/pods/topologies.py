@@ -2,12 +2,10 @@
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
 
 from mdm_jax.train.chips import CHIPS, Chip
 
@@ -105,26 +103,3 @@ def describe(name: str, slices: int = 1) -> Topology:
     except Exception as error:  # the runtime's own error type, with its words for what is wrong
         raise ValueError(f"topology {name!r}: {error}") from error
     return Topology(name, CHIPS[chip], sides, slices, tuple(found.devices))
-
-
-def mesh_of(topology: Topology, axes: Mapping[str, int]) -> Mesh:
-    """Returns the mesh that ``config.mesh`` makes of a topology, with Auto axes.
-
-    Args:
-        topology: from `describe`.
-        axes: size by axis name, of which one may be -1: whatever is left.
-
-    Raises:
-        ValueError: if the sizes do not multiply to the number of chips.
-    """
-    sizes = {name: size for name, size in axes.items() if name != "slices"}
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    free = [name for name, size in sizes.items() if size == -1]
-    if len(free) > 1 or topology.chips % fixed or (not free and fixed != topology.chips):
-        raise ValueError(
-            f"mesh axes {sizes} do not fit the {topology.chips} chips of {topology.name}: the "
-            "sizes must multiply to their number, and one of them may be -1 (whatever is left)"
-        )
-    sizes |= dict.fromkeys(free, topology.chips // fixed)
-    types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), types, devices=topology.devices)
