@@ -18,8 +18,9 @@ ALLOWED = {
     "data": {"core"},
     "evaluation": {"core", "models", "data"},
     "train": {"core", "models", "data", "evaluation"},
+    "pods": {"core", "models", "data", "evaluation", "train"},
     "configs": set(),
-    "launch": {"core", "models", "data", "evaluation", "train", "configs"},
+    "launch": {"core", "models", "data", "evaluation", "train", "pods", "configs"},
 }
 THIRD_PARTY = {
     "core": {"jax", "numpy"},

@@ -1,8 +1,9 @@
 """What devices say to each other in a compiled program, read from its text.
 
 The text is that of XLA after optimization. A collective inside a loop counts as often as the loop
-runs, where the loop's condition compares with a constant, as that of a scan does; other loops (the
-chunks of a loss, whose number is found at run time) count once, and are reported.
+runs, where the compiler noted that or the loop's condition compares with a constant, as that of a
+scan does; other loops (the chunks of a loss, whose number is found at run time) count once, and are
+reported.
 """
 
 import math
@@ -135,7 +136,8 @@ def read(text: str, devices: int) -> Traffic:
                 body = re.search(r"body=%?([\w.\-]+)", rest)
                 condition = re.search(r"condition=%?([\w.\-]+)", rest)
                 if body and condition:
-                    trips = _trips(bodies.get(condition[1], ()))
+                    known = re.search(r"known_trip_count\W+n\W+(\d+)", rest)
+                    trips = int(known[1]) if known else _trips(bodies.get(condition[1], ()))
                     visit(body[1], times * (trips or 1), open_loop if trips else body[1])
             else:
                 for called in _called(rest):

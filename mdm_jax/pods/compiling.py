@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import mdm_jax as mdm
+from mdm_jax import draws
 from mdm_jax.pods import collectives
 from mdm_jax.pods.collectives import Traffic
 from mdm_jax.pods.topologies import Topology
@@ -164,7 +165,7 @@ def sampling_step(learner: Learner) -> Callable[..., jax.Array]:
         if sampler is not None:
             return sampler.step(key, logits, tokens, sampler.init(tokens), t, s, keep=None)[0]
         if process is None:
-            return mdm.draws.categorical(key, logits[:, -1])
+            return draws.categorical(key, logits[:, -1])
         return jnp.argmax(logits, axis=-1)
 
     return step
@@ -206,7 +207,7 @@ def _argument_bytes(arguments: Any, placed: Any) -> int:
         if len(places) != len(leaves):
             places = [sharding] * len(leaves)
         for leaf, place in zip(leaves, places, strict=True):
-            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 continue
             shape = leaf.shape if place is None else place.shard_shape(leaf.shape)
             size = leaf.dtype.itemsize

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mdm_jax.pods.compiling import TooLargeError, learner_for
-from mdm_jax.pods.reports import LIMIT, bound, report, state_bytes
+from mdm_jax.pods.reports import LIMIT, bound, layout, report, state_bytes
 from mdm_jax.pods.topologies import Topology
+from mdm_jax.train.cost import step_flops
+from mdm_jax.train.meshes import batch_ways
 
 REMAT = ("none", "dots", "full")  # in the order of their memory, most first
 
@@ -134,18 +136,26 @@ def candidates(config: Mapping[str, Any], vocab_size: int, topology: Topology) -
     Raises:
         ValueError: if the batch divides over no mesh of the topology.
     """
-    found, problem = [], ""
-    for accumulate, remat, fsdp, tensor in _grid(topology.chips):
-        one = Candidate(accumulate, remat, fsdp, tensor, 0.0, 0)
+    found, problem, rows = [], "", config["train"]["batch_size"]
+    for fsdp, tensor in _meshes(topology.chips):
+        plain = Candidate(1, "none", fsdp, tensor, 0.0, 0)
         try:
-            learner = learner_for(with_settings(config, one.settings), vocab_size, topology)
+            learner = learner_for(with_settings(config, plain.settings), vocab_size, topology)
             state = state_bytes(learner)
         except ValueError as error:  # rows, widths or heads that do not divide
             problem = str(error)
             continue
-        if state <= LIMIT * topology.chip.memory:
-            seconds = bound(learner, topology).step
-            found.append(one._replace(seconds=seconds, state=state))
+        if state > LIMIT * topology.chip.memory:
+            problem = f"the state takes {state / 2**30:.1f} GiB of a chip at mesh.fsdp={fsdp}"
+            continue
+        shape, flops, mesh = layout(learner, state), step_flops(learner), learner.mesh.shape
+        least = batch_ways(learner.mesh) * learner.family.rows_together
+        for accumulate, remat in itertools.product((1, 2, 4, 8, 16), REMAT):
+            if rows % (least * accumulate):
+                continue
+            way = shape | {"accumulate": accumulate, "remat": remat}
+            seconds = bound(way, flops, topology, mesh).step
+            found.append(Candidate(accumulate, remat, fsdp, tensor, seconds, state))
     if not found:
         raise ValueError(
             f"no mesh of the {topology.chips} chips of {topology.name} takes this config: {problem}"
@@ -163,7 +173,8 @@ def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
         >>> with_settings({"train": {"steps": 1}}, {"train.steps": 2})
         {'train': {'steps': 2}}
     """
-    plain = copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else dict(config))
+    as_dict = getattr(config, "to_dict", None)  # a ConfigDict's sections are copied by reference
+    plain = copy.deepcopy(as_dict() if as_dict is not None else dict(config))
     for path, value in settings.items():
         section, _, name = path.partition(".")
         if not isinstance(plain.get(section), dict) or name not in plain[section]:
@@ -172,12 +183,10 @@ def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
     return plain
 
 
-def _grid(chips: int) -> Iterator[tuple[int, str, int, int]]:
-    """Powers of two that divide the chips; a layer is split over up to 8 of them."""
+def _meshes(chips: int) -> Iterator[tuple[int, int]]:
+    """(fsdp, tensor), powers of two that divide the chips; a layer is split over at most 8."""
     powers = [2**n for n in range(chips.bit_length()) if chips % 2**n == 0]
-    for accumulate, remat in itertools.product((1, 2, 4, 8, 16), REMAT):
-        for fsdp, tensor in itertools.product(powers, powers):
-            # fsdp in steps of 4 keeps the list short; all of the chips is always there.
-            coarse = fsdp == chips or powers.index(fsdp) % 2 == 0
-            if coarse and tensor <= 8 and chips % (fsdp * tensor) == 0:
-                yield accumulate, remat, fsdp, tensor
+    for index, fsdp in enumerate(powers):
+        # Steps of 4 keep the list short; all of the chips is always there.
+        if fsdp == chips or index % 2 == 1 or fsdp == 1:
+            yield from ((fsdp, n) for n in powers[:4] if chips % (fsdp * n) == 0)

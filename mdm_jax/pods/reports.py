@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from mdm_jax.models.flops import block_weights
+from mdm_jax.models.flops import Flops, block_weights
 from mdm_jax.pods import roofline
+from mdm_jax.pods.collectives import Traffic
 from mdm_jax.pods.compiling import Compiled, compile_sample, compile_train, learner_for
 from mdm_jax.pods.topologies import Topology
 from mdm_jax.train.cost import step_flops
@@ -80,22 +81,32 @@ def writes_scores(config: Mapping[str, Any]) -> bool:
 
 
 def bound(
-    learner: Learner, topology: Topology, compiled: Compiled | None = None
+    shape: Mapping[str, Any],
+    flops: Flops,
+    topology: Topology,
+    mesh: Mapping[str, int],
+    traffic: Traffic | None = None,
 ) -> roofline.Roofline:
-    """Returns the roofline of a plan; without a compiled step, from its config alone."""
-    flops, chips = step_flops(learner), topology.chips
-    state = state_bytes(learner) if compiled is None else compiled.memory.arguments
-    shape = layout(learner, state)
-    ran = roofline.executed(flops, shape["remat"], writes_scores=shape["writes_scores"])
-    if compiled is not None and compiled.traffic is not None:
-        network = roofline.network_seconds(compiled.traffic, topology)
+    """Returns the roofline of a plan.
+
+    Args:
+        shape: from `layout`.
+        flops: from `mdm_jax.train.cost.step_flops`.
+        topology: the machine.
+        mesh: size by axis.
+        traffic: the collectives of the compiled step; without them the network's seconds are an
+            estimate from the config.
+    """
+    if traffic is not None:
+        network = roofline.network_seconds(traffic, topology)
     else:
-        network = roofline.sharded_traffic(shape, topology, dict(learner.mesh.shape))
+        network = roofline.sharded_traffic(shape, topology, mesh)
+    ran = roofline.executed(flops, shape["remat"], writes_scores=shape["writes_scores"])
     return roofline.Roofline(
-        compute=ran / chips / topology.chip.flops,
+        compute=ran / topology.chips / topology.chip.flops,
         memory=roofline.hbm_bytes(shape) / topology.chip.bandwidth,
         network=network,
-        flops=flops.total / chips,
+        flops=flops.total / topology.chips,
         peak=topology.chip.flops,
     )
 
@@ -115,8 +126,9 @@ def state_bytes(learner: Learner) -> int:
 
 
 def _record(learner: Learner, topology: Topology, compiled: Compiled) -> dict[str, Any]:
-    flops, line = step_flops(learner), bound(learner, topology, compiled)
     config, memory, traffic = learner.config, compiled.memory, compiled.traffic
+    flops, shape = step_flops(learner), layout(learner, memory.arguments)
+    line = bound(shape, flops, topology, learner.mesh.shape, traffic)
     rows, length = config["train"]["batch_size"], config["data"]["length"]
     low, high = line.mfu
     return {
@@ -140,7 +152,7 @@ def _record(learner: Learner, topology: Topology, compiled: Compiled) -> dict[st
             "with_attention": flops.total,
             "without_attention": flops.without_attention,
             "executed": roofline.executed(
-                flops, config["model"]["remat"], writes_scores=writes_scores(config)
+                flops, shape["remat"], writes_scores=shape["writes_scores"]
             ),
         },
         "collectives": None if traffic is None else traffic.by_kind(),

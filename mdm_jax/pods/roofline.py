@@ -5,6 +5,7 @@ of the peak. They compare plans with one another.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mdm_jax.models.flops import Flops
@@ -77,7 +78,7 @@ def executed(flops: Flops, remat: str, *, writes_scores: bool) -> int:
     return flops.without_attention + attention + again + blocks
 
 
-def hbm_bytes(shape: dict[str, Any]) -> float:
+def hbm_bytes(shape: Mapping[str, Any]) -> float:
     """Returns an estimate of the bytes that a step moves to and from the HBM of each chip.
 
     Args:
@@ -122,7 +123,7 @@ def network_seconds(traffic: Traffic, topology: Topology) -> float:
     return total
 
 
-def sharded_traffic(shape: dict[str, Any], topology: Topology, mesh: dict[str, int]) -> float:
+def sharded_traffic(shape: Mapping[str, Any], topology: Topology, mesh: Mapping[str, int]) -> float:
     """Returns the network seconds of sharded parameters, from the config alone.
 
     Two gathers (three with full rematerialization) and one reduction of bfloat16 weights and
