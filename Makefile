@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test test-slow lint format bench clean
+.PHONY: help quickstart test test-slow lint format bench pods clean
 
 help:
 	@echo "make quickstart  train, evaluate, sample and infill on a laptop CPU, in about 5 minutes"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make lint        ruff and the type checker"
 	@echo "make bench       the figures of docs/benchmarks.md"
+	@echo "make pods        the table of docs/pods.md: compiles for TPU slices, without one"
 
 quickstart: $(READY)
 	$(BIN)/python launch/quickstart.py --workdir=runs/quickstart
@@ -34,6 +35,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python launch/benchmark.py
+
+pods: $(READY)
+	$(BIN)/python launch/compile.py --table --records=runs/pods.jsonl --page=docs/pods.md
 
 # Not runs/: what was trained is not ours to delete.
 clean:

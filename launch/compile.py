@@ -76,9 +76,12 @@ def main(argv: list[str]) -> None:
     if (_CONFIG.value is None) != _TABLE.value:
         raise app.UsageError("give either --config or --table")
     logging.set_verbosity(logging.WARNING)
-    # Before jax is imported: the compiler runs beside the CPU, and asks no metadata server.
+    # Before jax is imported: the compiler runs beside the CPU, asks no metadata server, and shares
+    # its lock file with other compilers, as there is no TPU that they could fight for.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     gpus = re.fullmatch(r"[ah]\d+:(\d+)", _TOPOLOGY.value)
     if gpus:
         count = f"--xla_force_host_platform_device_count={gpus[1]}"
