@@ -38,8 +38,8 @@ CHIPS: dict[str, Chip] = {
     "v5e": Chip("TPU v5e", "TPU v5 lite", int(15.75 * GIB), 197e12, 819e9, 50e9, 2),
     "v5p": Chip("TPU v5p", "TPU v5", int(95.0 * GIB), 459e12, 2765e9, 100e9, 3),
     "v6e": Chip("TPU v6e", "TPU v6 lite", int(31.25 * GIB), 918e12, 1640e9, 112e9, 2),
-    "a100": Chip("A100 80GB", "NVIDIA A100", int(80e9), 312e12, 2039e9, 300e9, 0),
-    "h100": Chip("H100 SXM", "NVIDIA H100", int(80e9), 989e12, 3350e9, 450e9, 0),
+    "a100": Chip("A100 80GB", "NVIDIA A100-SXM4-80GB", int(80e9), 312e12, 2039e9, 300e9, 0),
+    "h100": Chip("H100 SXM", "NVIDIA H100 80GB HBM3", int(80e9), 989e12, 3350e9, 450e9, 0),
     "h200": Chip("H200 SXM", "NVIDIA H200", int(141e9), 989e12, 4800e9, 450e9, 0),
 }
 """Chips by the name that a topology begins with."""
