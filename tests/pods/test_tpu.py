@@ -35,6 +35,7 @@ def test_a_step_with_splash_attention_compiles_for_a_slice(tmp_path):
         "--config=configs/quickstart.py",
         "--config.model.layers=1",
         "--config.model.unroll=1",
+        "--config.model.remat=full",
         "--config.model.attention=splash",
         "--config.train.batch_size=8",
         "--config.mesh.fsdp=2",
