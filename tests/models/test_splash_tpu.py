@@ -12,6 +12,7 @@ import pytest
 PROGRAM = Path(__file__).with_name("splash_for_tpu.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="the TPU compiler is not installed: pip install 'mdm-jax[aot]'",

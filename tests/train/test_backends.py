@@ -29,12 +29,12 @@ def splash(mesh):
 
 
 def arrays():
-    keys = jax.random.split(jax.random.key(0), 4)
+    rng = np.random.default_rng(0)
     shapes = [(B, L, heads, D) for heads in (H, G, G, H)]
-    return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_splash_over_rows_heads_and_queries_is_attention(mesh, splash, causal):
     *qkv, cotangent = arrays()
     ids = (jnp.arange(L)[None, :] >= jnp.array([[10], [100], [150], [199]])).astype(int) + 1
@@ -54,10 +54,10 @@ def test_splash_over_rows_heads_and_queries_is_attention(mesh, splash, causal):
 @pytest.mark.parametrize(
     ("length", "mask"),
     [
-        (200, masks.Bidirectional()),
+        pytest.param(200, masks.Bidirectional(), marks=pytest.mark.slow),
         (256, masks.Bidirectional()),  # whole blocks, all visible
         (256, masks.BlockCausal(128)),  # whole blocks, visible or not
-        (200, masks.TwoStream(4)),
+        pytest.param(200, masks.TwoStream(4), marks=pytest.mark.slow),
     ],
 )
 def test_splash_of_a_pattern_is_split_over_queries(splash, length, mask):
