@@ -1,4 +1,4 @@
-"""Steps compiled by the real TPU compiler, each in a process of its own: it must see no other JAX."""
+"""Steps compiled by the real TPU compiler, in processes of their own: it must see no other JAX."""
 
 import importlib.util
 import json
