@@ -28,7 +28,6 @@ class Meter:
 
     Attributes:
         stopwatch: of the run.
-        starved: steps since the last report for whose batch the devices had to wait.
 
     Examples:
         >>> now = iter([0.0, 0.0, 0.0, 4.0])
@@ -55,7 +54,8 @@ class Meter:
         self.stopwatch = stopwatch or Stopwatch()
         self._sessions, self._flops, self._peak = sessions, flops, peak
         self._last = dict.fromkeys(self.stopwatch.seconds(), 0.0)
-        self._steps, self._tokens, self.starved = 0, 0.0, 0
+        self._steps, self._tokens, self._starved = 0, 0.0, 0.0
+        self._fed = 0.0  # seconds of "data" when the last batch had come
 
     @classmethod
     def of(cls, learner: Learner, stopwatch: Stopwatch, sessions: Sessions) -> "Meter":
@@ -69,6 +69,11 @@ class Meter:
                 kind,
             )
         return cls(stopwatch, sessions=sessions, flops=flops, peak=peak)
+
+    def fed(self, *, idle: bool) -> None:
+        """Notes that a batch has come, and whether the devices had nothing left to do by then."""
+        before, self._fed = self._fed, self.stopwatch.seconds()["data"]
+        self._starved += (self._fed - before) * idle
 
     def count(self, tokens: float) -> None:
         """Counts a step that was done, and the tokens it scored."""
@@ -84,7 +89,8 @@ class Meter:
         Returns:
             ``tokens_per_second`` and ``tokens_per_second_per_device``; ``seconds`` since the last
             report and, as ``seconds_<phase>``, its parts by `stopwatch.PHASES`; ``starved``, the
-            share of steps whose batch came when the devices had nothing left to do. Where they are
+            share of training seconds that went by waiting for batches for which the devices had
+            nothing else to do. Where they are
             known: ``mfu`` with the products inside attention, ``mfu_6n`` without them,
             ``memory_...`` (see `device_memory`), ``goodput``.
         """
@@ -100,10 +106,10 @@ class Meter:
             record["mfu_6n"] = self._steps * self._flops.without_attention / possible
         record["seconds"] = sum(passed.values())
         record |= {f"seconds_{name}": value for name, value in passed.items()}
-        record["starved"] = self.starved / max(self._steps, 1)
+        record["starved"] = self._starved / productive
         record |= device_memory()
         goodput = None if self._sessions is None else self._sessions.note(step)
         if goodput is not None:
             record["goodput"] = goodput
-        self._last, self._steps, self._tokens, self.starved = seconds, 0, 0.0, 0
+        self._last, self._steps, self._tokens, self._starved = seconds, 0, 0.0, 0.0
         return record

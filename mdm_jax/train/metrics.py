@@ -195,9 +195,8 @@ class Reporter:
         self._bar.close()
 
     def fed(self) -> None:
-        """Notes whether the devices had already done the last step when the next batch came."""
-        if self._pending is not None:
-            self._meter.starved += self._pending[1]["loss"].total.is_ready()
+        """Notes that the next batch has come, and whether the devices had done the last step."""
+        self._meter.fed(idle=self._pending is None or self._pending[1]["loss"].total.is_ready())
 
     def submit(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step just dispatched, and reports those of the step before."""

@@ -47,7 +47,7 @@ def summary(workdir: str | Path) -> str:
         ("tokens/s and device", "tokens_per_second_per_device", ",.0f"),
         ("MFU, attention counted", "mfu", ".1%"),
         ("MFU, 6 N", "mfu_6n", ".1%"),
-        ("steps that waited for data", "starved", ".1%"),
+        ("training time spent waiting for data", "starved", ".1%"),
         ("memory of a device at most, GiB", "memory_peak_gib", ".2f"),
     ):
         value = _median(reports, field)
