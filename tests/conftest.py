@@ -2,6 +2,10 @@
 
 import os
 
+# Before JAX looks for devices, and for the processes that tests start: with libtpu installed and no
+# TPU, JAX's profiler would crash. JAX_PLATFORMS=cuda,cpu runs the tests of a GPU as well.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import jax
 import pytest
 

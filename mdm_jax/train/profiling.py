@@ -3,6 +3,7 @@
 A window is a folder ``profile-<step>`` in the workdir, for TensorBoard's profile plugin or xprof.
 """
 
+import importlib.util
 import logging
 import signal
 import threading
@@ -93,6 +94,13 @@ class Profiler:
         return True
 
     def _start(self, step: int) -> None:
+        if _would_crash():
+            logger.error(
+                "no profile of step %d: libtpu is installed and there is no TPU, with which JAX's "
+                "profiler crashes. Start with JAX_PLATFORMS=%s to profile",
+                *(step, jax.default_backend()),
+            )
+            return
         folder = self._workdir / f"profile-{step}"
         try:
             jax.profiler.start_trace(str(folder))
@@ -110,3 +118,9 @@ class Profiler:
             jax.profiler.stop_trace()
         except Exception:
             logger.exception("the profile could not be written")
+
+
+def _would_crash() -> bool:
+    """Whether JAX loaded libtpu on a machine without TPUs: its tracer then fails hard (0.0.52)."""
+    loaded = importlib.util.find_spec("libtpu") is not None and not jax.config.jax_platforms
+    return loaded and jax.default_backend() != "tpu"
