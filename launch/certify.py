@@ -1,4 +1,4 @@
-"""Measures every sampler against the law it states, and writes the table into the docs.
+"""Measures samplers, wrappers and caches against their laws, and writes the table into the docs.
 
     python launch/certify.py --page=docs/samplers.md
 
@@ -21,8 +21,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     from mdm_jax.evaluation import sampler_certificates as certificates
+    from mdm_jax.evaluation.cache_certificates import CACHES, measure_cache
+    from mdm_jax.evaluation.wrapper_certificates import measure_wrapper, wrapper_cases
 
-    measured = list(certificates.measure_all(samples=_SAMPLES.value, seed=_SEED.value))
+    size = {"samples": _SAMPLES.value, "seed": _SEED.value}
+    measured = list(certificates.measure_all(**size))
+    measured += [measure_wrapper(*case, **size) for case in wrapper_cases()]
+    measured += [measure_cache(name, **size) for name in CACHES]
     table = certificates.markdown(measured, _SAMPLES.value)
     if _PAGE.value is None:
         print(table)

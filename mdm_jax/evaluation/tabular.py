@@ -127,13 +127,15 @@ def ideal_denoiser(joint: np.ndarray, process: Process) -> Denoiser:
     return Denoiser(init=lambda tokens: (), apply=apply, commit=lambda tokens, carry: carry)
 
 
-def any_order_law(table: np.ndarray) -> np.ndarray:
+def any_order_law(table: np.ndarray, *, block: int | None = None) -> np.ndarray:
     """The model's own law: every order of the positions is equally probable.
 
     That is the average over orders of prod_i p(x_pi(i) | x_pi(<i)), which the masked bound bounds.
 
     Args:
         table: float64[(V + 1)^L, L, V], predictions for every canvas of a masked process.
+        block: if given, orders that fill blocks of so many positions one after the other, from
+            the left: what `generate_blocks` draws from.
 
     Returns:
         float64[V, ..., V].
@@ -150,6 +152,8 @@ def any_order_law(table: np.ndarray) -> np.ndarray:
     predictions = np.asarray(table, np.float64).reshape(*reached.shape, length, size)
     for state in sorted(map(tuple, states), key=lambda z: -z.count(size)):
         masks = [i for i in range(length) if state[i] == size]
+        if block is not None and masks:
+            masks = [i for i in masks if i // block == masks[0] // block]
         for i, v in itertools.product(masks, range(size)):
             after = (*state[:i], v, *state[i + 1 :])
             reached[after] += reached[state] * predictions[state][i, v] / len(masks)

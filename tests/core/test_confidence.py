@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import mdm_jax as mdm
+from mdm_jax.reading import over_positions
 from mdm_jax.samplers import ByTime, Even, PerStep, certainty
 from mdm_jax.samplers.entropy_bound import within_bound
 
@@ -319,9 +320,7 @@ def test_long_rows_are_read_in_parts_on_any_mesh():
     sampler = mdm.entropy_bound(NINE, 2.0)
 
     def step(logits, tokens):
-        entropies = certainty.over_positions(
-            lambda x: certainty.entropy(NINE.data_logits(x)), logits
-        )
+        entropies = over_positions(lambda x: certainty.entropy(NINE.data_logits(x)), logits)
         s = jnp.float32(0.5)
         state = sampler.init(tokens)
         return entropies, sampler.step(jax.random.key(0), logits, tokens, state, s, s)[0]
