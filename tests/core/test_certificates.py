@@ -13,6 +13,7 @@ import tabular
 
 import mdm_jax as mdm
 from mdm_jax.evaluation import sampler_certificates
+from mdm_jax.evaluation.cache_certificates import CACHES, measure_cache
 from mdm_jax.evaluation.certificates import Certificate, certify, classify
 from mdm_jax.evaluation.sampler_certificates import SAMPLERS, drawing, measure
 from mdm_jax.evaluation.tabular import (
@@ -23,6 +24,7 @@ from mdm_jax.evaluation.tabular import (
     sequences,
     table_denoiser,
 )
+from mdm_jax.evaluation.wrapper_certificates import WRAPPERS, measure_wrapper, wrapper_cases
 from mdm_jax.samplers import legacy
 from mdm_jax.speculation import speculate
 
@@ -33,6 +35,8 @@ TABLE = random_conditionals(5, V, L)
 MODEL = table_denoiser(TABLE)
 CASES = [(name, kind) for name, entry in SAMPLERS.items() for kind in entry.processes]
 KEY = jax.random.key(0)
+# Of wrappers, those that `make test` measures.
+FAST = [("tempered(0.5)", mdm.Uniform, "ancestral"), ("guided(1)", mdm.Hybrid, "ancestral")]
 
 
 # The laws themselves, against plain float64 enumeration from the definitions.
@@ -383,3 +387,40 @@ def test_the_overview_lists_every_sampler():
     overview = PAGE.split("\n## ")[0]
     for name in SAMPLERS:
         assert re.search(rf"^\|.*`{name}\b.*\|", overview, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case in FAST else pytest.mark.slow)
+        for case in wrapper_cases()
+    ],
+    ids=lambda case: f"{case[2]}-{case[0]}-{case[1].__name__}",
+)
+def test_every_wrapper_has_the_law_of_its_edit(case):
+    measured = measure_wrapper(*case, samples=N)
+    assert measured.found == measured.stated, measured
+
+
+def test_another_edit_than_the_one_made_is_found_out(monkeypatch):
+    """The comparison can fail: a temperature of 0.25 does not pass for one of 0.5."""
+    _, edit = WRAPPERS["tempered(0.5)"]
+    monkeypatch.setitem(WRAPPERS, "sharper", (lambda d, _: mdm.tempered(d, 0.25), edit))
+    measured = measure_wrapper("sharper", mdm.Masked, "first_hitting", samples=N)
+    assert measured.found == "heuristic"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CACHES)
+def test_every_exact_cache_has_the_law_of_the_network(name):
+    measured = measure_cache(name, samples=N)
+    assert measured.found == measured.stated, measured
+    assert measured.rows[0][1].tv_high < 0.06  # and not another law that lies near
+
+
+def test_the_written_table_has_every_wrapper_and_cache():
+    inside = PAGE.split("<!-- certificates: begin -->")[1].split("<!-- certificates: end -->")[0]
+    for wrapper, kind, sampler in wrapper_cases():
+        assert f"| `{sampler} of {wrapper}` | {kind.__name__} | exact |" in inside
+    for name in CACHES:
+        assert f"| `{name}` | Masked | exact |" in inside
