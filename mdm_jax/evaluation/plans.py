@@ -11,6 +11,7 @@ import numpy as np
 import mdm_jax as mdm
 from mdm_jax.arrays import Times, Tokens
 from mdm_jax.evaluation.canvas import Canvas
+from mdm_jax.evaluation.editing import Edits
 from mdm_jax.evaluation.text_models import TextModel
 from mdm_jax.samplers.table import SAMPLERS
 from mdm_jax.token_schedules import TokenPolynomial
@@ -19,44 +20,6 @@ Route: TypeAlias = Literal["canvas", "strided", "blocks", "permuted", "autoregre
 
 _OTHERS: dict[str, dict[str, Any]] = {"eso_lm": {"alpha_0": 1.0}}
 """Default options of samplers that are not in the table: loops of their own."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Edits:
-    """What is done to the model's predictions before tokens are drawn.
-
-    The order is guidance, forbidden ids, temperature, top-k, nucleus. Any of them makes the law
-    another one than the model's.
-
-    Attributes:
-        temperature: divides the logits.
-        top_k: keeps so many of the most probable ids; 0 keeps all.
-        nucleus: keeps the smallest set of ids with this mass; 1 keeps all.
-        guidance: scale of classifier-free guidance on what is given, against the same model with
-            masks in place of it; 0 is none. Every model call then has twice the rows.
-        forbid: ids that are never drawn.
-
-    Raises:
-        ValueError: if a number makes no sense.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    nucleus: float = 1.0
-    guidance: float = 0.0
-    forbid: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}: expected a positive number")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k}: expected a number of ids, or 0 to keep all")
-        if not 0 < self.nucleus <= 1:
-            raise ValueError(
-                f"nucleus={self.nucleus}: expected a number in (0, 1]; 1 keeps every token"
-            )
-        if not self.guidance >= 0:
-            raise ValueError(f"guidance={self.guidance}: expected a scale, at least 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -309,11 +272,7 @@ def _laid_out(
                 "an autoregressive model sees only what is on the left, so it cannot fill a gap "
                 "before given text: give a prompt, or sample from a masked model"
             )
-        # Something must predict the first token: the id that the model was trained to read there,
-        # or the end of a document. Without a cache, `shifted` feeds that id itself.
-        start = model.first if route == "autoregressive" else None
-        if model.first is None and not canvas.keep[0]:
-            start = model.tokenizer.eos_id
+        start = _start(model, canvas, route)
         if start is not None:
             canvas = Canvas(np.insert(canvas.tokens, 0, start), np.insert(canvas.keep, 0, True))
             hidden = (1, 0)
@@ -321,6 +280,13 @@ def _laid_out(
     prefill = _leading(canvas.keep) if route == "autoregressive" else 0
     layout = {"width": len(canvas.keep), "offsets": (0,), "hidden": hidden}
     return layout | {"prefill": prefill}, canvas
+
+
+def _start(model: TextModel, canvas: Canvas, route: Route) -> int | None:
+    """What predicts the first token: the id of the model's training, or a document's end."""
+    if model.first is None:
+        return None if canvas.keep[0] else model.tokenizer.eos_id
+    return model.first if route == "autoregressive" else None  # `shifted` feeds it itself
 
 
 def _opened(canvas: Canvas, extra: int) -> Canvas:

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from mdm_jax.data import Tokenizer
 from mdm_jax.evaluation.canvas import Canvas
 from mdm_jax.evaluation.drawing import Inputs, Seen, bars, draw
-from mdm_jax.evaluation.plans import Edits, Plan, make_plan
+from mdm_jax.evaluation.editing import Edits
+from mdm_jax.evaluation.plans import Plan, make_plan
 from mdm_jax.evaluation.text_models import TextModel, samplers_for
 from mdm_jax.models.orders import eso_plan
 
