@@ -16,7 +16,7 @@ from mdm_jax.pods.topologies import Topology
 from mdm_jax.train.cost import step_flops
 from mdm_jax.train.meshes import batch_ways
 
-REMAT = ("none", "dots", "full")  # in the order of their memory, most first
+REMAT = ("none", "dots", "attention", "full")  # in the order of their memory, most first
 
 
 class Candidate(NamedTuple):

@@ -18,6 +18,7 @@ from mdm_jax.pods.topologies import Topology
 # to the stream (10 each), and an MLP four widths wide (10 in, 10 out). A backward pass moves twice
 # as much.
 _LAYER_BYTES = 80
+_AGAIN = ("full", "attention")  # policies under which blocks are computed again
 _SCORE_BYTES = 12  # per pair and head where attention writes its scores out: float32 and bfloat16
 _LOGIT_BYTES = 12  # per logit: written, read for the loss, and the gradient likewise
 
@@ -60,8 +61,9 @@ def executed(flops: Flops, remat: str, *, writes_scores: bool) -> int:
 
     Args:
         flops: from `mdm_jax.train.cost.step_flops`.
-        remat: the policy: "full" runs the blocks' forward pass again; every other one that keeps
-            the matmuls' outputs runs attention's products again; "none" nothing.
+        remat: the policy of `mdm_jax.models.remat`. "full" runs the blocks' forward pass again,
+            "attention" about half of their matmuls. Both that and "dots" keep what a kernel of
+            attention returned, while scores that were written out are made again.
         writes_scores: True of attention that computes every pair and keeps the scores (XLA's);
             False of a kernel that skips hidden pairs and makes scores again in its backward pass,
             which takes 7 products there in place of 4.
@@ -73,8 +75,8 @@ def executed(flops: Flops, remat: str, *, writes_scores: bool) -> int:
     """
     forward = (flops.pairs if writes_scores else flops.attention) // 3
     attention = forward * 3 if writes_scores else forward + forward * 7 // 2
-    again = 0 if remat == "none" else forward
-    blocks = flops.blocks // 3 if remat == "full" else 0
+    again = {"none": 0, "full": forward}.get(remat, forward // 2 if writes_scores else 0)
+    blocks = {"full": flops.blocks // 3, "attention": flops.blocks // 6}.get(remat, 0)
     return flops.without_attention + attention + again + blocks
 
 
@@ -87,7 +89,7 @@ def hbm_bytes(shape: Mapping[str, Any]) -> float:
             ``width``, ``heads``; ``length`` of a row; ``tensor``, over how many chips a layer is
             spread; ``accumulate``; ``remat``; ``writes_scores``.
     """
-    passes = 4 if shape["remat"] == "full" else 3
+    passes = 4 if shape["remat"] in _AGAIN else 3
     weights = shape["parameters"] / shape["tensor"]
     # Weights in bfloat16 in every pass of every micro-batch, gathered (written) and read; gradients
     # in float32 written and read; the state read and written once.
@@ -126,14 +128,14 @@ def network_seconds(traffic: Traffic, topology: Topology) -> float:
 def sharded_traffic(shape: Mapping[str, Any], topology: Topology, mesh: Mapping[str, int]) -> float:
     """Returns the network seconds of sharded parameters, from the config alone.
 
-    Two gathers (three with full rematerialization) and one reduction of bfloat16 weights and
+    Two gathers (three where blocks are computed again) and one reduction of bfloat16 weights and
     float32 gradients for each micro-batch over "fsdp", and their sum over "data" once.
     """
     fsdp, data = mesh.get("fsdp", 1), mesh.get("data", 1)
     weights = shape["parameters"] / shape["tensor"]
     seconds = 0.0
     if fsdp > 1:
-        gathers = 3 if shape["remat"] == "full" else 2
+        gathers = 3 if shape["remat"] in _AGAIN else 2
         wire = shape["accumulate"] * weights * (2 * gathers + 4) * (fsdp - 1) / fsdp
         seconds += wire / ring_bandwidth(topology, fsdp)
     if data > 1:

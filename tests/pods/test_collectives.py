@@ -111,7 +111,9 @@ def test_what_is_executed_beside_the_model():
     step = Flops(blocks=300, head=30, attention=30, pairs=60)
     for remat, scores, expected in (
         ("none", True, 330 + 60),
-        ("dots", True, 330 + 60 + 20),
+        ("dots", True, 330 + 60 + 10),  # the scores, not what they are multiplied with
+        ("attention", True, 330 + 60 + 10 + 50),
+        ("dots", False, 330 + 10 + 35),  # a kernel's results are kept
         ("full", True, 330 + 60 + 20 + 100),
         ("none", False, 330 + 10 + 35),
         ("full", False, 330 + 10 + 35 + 10 + 100),
