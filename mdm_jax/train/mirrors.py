@@ -11,6 +11,7 @@ import jax
 
 logger = logging.getLogger(__name__)
 
+_RECORDS = (".jsonl", ".json")  # small files of a run, copied every time
 _WHOLE = ".whole.json"  # beside a folder of the store, once all its files are there
 
 
@@ -65,7 +66,7 @@ class Mirror:
             self._own.cleanup()
 
     def fetch(self) -> None:
-        """Copies here the metrics, the whole checkpoints and the exported parameters.
+        """Copies here the records, the whole checkpoints and the exported parameters.
 
         Raises:
             OSError: if the store cannot be read.
@@ -76,8 +77,10 @@ class Mirror:
                 self._get(f"{name}/{file}")
                 if (self.folder / name / file).stat().st_size != size:
                     logger.warning("%s/%s/%s is damaged", self.url, name, file)
-        if self._store.exists(f"{self._root}/metrics.jsonl"):
-            self._get("metrics.jsonl")
+        for path in self._store.glob(f"{self._root}/*"):
+            name = path.rpartition("/")[2]
+            if name.endswith(_RECORDS) and not name.endswith(_WHOLE):
+                self._get(name)
 
     def push(self) -> None:
         """Copies there what is new here, and removes there the checkpoints removed here.
@@ -98,8 +101,9 @@ class Mirror:
             self._store.rm(f"{self._root}/{name}", recursive=True)
         if (self.folder / "params").is_dir():
             self._put_folder("params")
-        if (self.folder / "metrics.jsonl").exists():
-            self._put("metrics.jsonl")
+        for path in self.folder.iterdir():
+            if path.name.endswith(_RECORDS):
+                self._put(path.name)
 
     def _whole(self) -> set[str]:
         """The folders of the store whose marker is there."""
