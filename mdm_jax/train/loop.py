@@ -7,7 +7,7 @@ by the same command goes through the same states, bit for bit on the same device
 import logging
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from mdm_jax.train.interruption import Interrupted, StopRequest
 from mdm_jax.train.meshes import batch_ways, read_rows, to_global
 from mdm_jax.train.meters import Meter
 from mdm_jax.train.metrics import MetricsWriter, Reporter
-from mdm_jax.train.paths import run_path
+from mdm_jax.train.mirrors import Mirror
+from mdm_jax.train.paths import is_mirrored, run_path
 from mdm_jax.train.profiling import Profiler
 from mdm_jax.train.state import TrainState, with_params
 from mdm_jax.train.step import check_batch
@@ -67,7 +68,8 @@ def train(
 
     Args:
         config: a ConfigDict or nested mapping, see `fields.FIELDS`.
-        workdir: directory of the run.
+        workdir: directory of the run, or its URL: ``gs://bucket/run``, or of any store that fsspec
+            reaches (see `mirrors.Mirror`).
         documents: the text, if ``data.source`` is "in_memory".
 
     Returns:
@@ -76,14 +78,28 @@ def train(
     Raises:
         ValueError: if the config does not make sense, does not fit the devices, or is not the
             config of the checkpoints in `workdir`; if the processes of a run differ in config or
-            `workdir`; or if `workdir` is a URL other than gs://.
+            `workdir`; or if fsspec knows no such URL.
         OSError: if `workdir` cannot be written to, or its disk is full.
         ImportError: if the tracker of the config is not installed; RuntimeError if it refuses.
         DivergedError: if a step's loss or gradient is not finite.
         Interrupted: on SIGTERM or SIGINT, after saving.
     """
     stopwatch = Stopwatch()
-    workdir = run_path(workdir)  # before a long look at the text
+    if not is_mirrored(workdir):
+        return _train(config, run_path(workdir), documents, stopwatch, pushed=None)
+    with Mirror(str(workdir)) as mirror:
+        mirror.fetch()
+        return _train(config, mirror.folder, documents, stopwatch, pushed=mirror.push)
+
+
+def _train(
+    config: Mapping[str, Any],
+    workdir: Path,
+    documents: data.Documents | None,
+    stopwatch: Stopwatch,
+    pushed: Callable[[], None] | None,
+) -> Result:
+    """The same, in a folder or bucket; `pushed` is called when something whole is there."""
     experiment = build(config, documents=documents)
     settings, mesh = experiment.config["train"], experiment.mesh
     _check_batches(experiment)
@@ -95,6 +111,8 @@ def train(
             Checkpoints(workdir / "checkpoints", **experiment.config["checkpoint"])
         )
         state, start = _restore_or_create(experiment, checkpoints, record)
+        if pushed is not None:
+            pushed()  # now, too, a bad place shows
         _announce(experiment, start, record)
         writer, profiler = _watching(experiment, workdir, start, stack)
         sessions = stack.enter_context(Sessions(workdir, stopwatch, start=start))
@@ -138,6 +156,9 @@ def train(
                 writer.sync()
                 with stopwatch("checkpoint"):
                     checkpoints.save(done, state, record)
+                    if pushed is not None:
+                        checkpoints.wait()
+                        pushed()
                 sessions.note(done)
             if preempted and not last:
                 with stopwatch("checkpoint"):
@@ -146,6 +167,9 @@ def train(
                 raise Interrupted(request.signum or signal.SIGTERM, done)
         checkpoints.wait()
         save_params(workdir / "params", state.eval_params, record, overwrite=True)
+        if pushed is not None:
+            writer.sync()
+            pushed()
         return Result(state, evaluation or _evaluate(experiment, state), experiment)
 
 

@@ -44,7 +44,8 @@ def run_path(path: str | Path) -> Path:
         raise ValueError(
             f"{str(path)!r}: runs, checkpoints and parameters live in folders of the file system, "
             "such as runs/mine, or of Google Cloud Storage, gs://bucket/run. Mount another store "
-            "(s3fs, rclone mount) and name the mounted folder, or copy the run there afterwards"
+            "(s3fs, rclone mount) and name the mounted folder, or copy the run. (Training "
+            "in one process takes any URL of fsspec as its --workdir)"
         )
     if importlib.util.find_spec("gcsfs") is None and importlib.util.find_spec("tensorflow") is None:
         raise ImportError(f"{str(path)!r} needs gcsfs: pip install 'mdm-jax[gcs]'")
@@ -54,6 +55,17 @@ def run_path(path: str | Path) -> Path:
     # A process must see what the others write; a remembered listing would hide it for ever.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return cast(Path, epath.Path(f"gs://{rest}"))
+
+
+def is_mirrored(path: str | Path) -> bool:
+    """Whether a run there is trained in a local folder and copied (`mirrors.Mirror`).
+
+    Examples:
+        >>> [is_mirrored(path) for path in ("runs/mine", "gs://bucket/run", "s3://bucket/run")]
+        [False, False, True]
+    """
+    match = _URL.fullmatch(str(path))
+    return match is not None and match.group(1) not in ("file", "gs")
 
 
 def is_url(path: Path) -> bool:

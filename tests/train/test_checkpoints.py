@@ -98,6 +98,20 @@ def test_state_moves_between_meshes(tmp_path):
             assert restored.params["w"].sharding == target.params["w"].sharding
 
 
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_eight_devices_are_restored_on_fewer(tmp_path, devices):
+    rules = [("w$", PartitionSpec("fsdp"))]
+    kinds = (jax.sharding.AxisType.Auto,)
+    few = jax.make_mesh((devices,), ("fsdp",), kinds, devices=jax.devices()[:devices])
+    eight = state_shardings(abstract(), make_mesh({"fsdp": 8}), rules)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, jax.device_put(state(3), eight), CONFIG)
+        target = abstract(state_shardings(abstract(), few, rules))
+        restored, _ = checkpoints.restore(target, CONFIG)
+    jax.tree.map(np.testing.assert_array_equal, restored, state(3))
+    assert len(restored.params["w"].devices()) == devices
+
+
 # Readers of damaged files are abandoned half-way; their complaints are not ours to raise.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["truncated data", "no config", "no state"])

@@ -15,7 +15,7 @@ from mdm_jax.train.metrics import read_metrics
 
 TRIALS, STEPS, SEED = 20, 160, 0
 EVERY = 7  # steps between checkpoints
-PATIENCE = "--heartbeat_timeout=10"
+PATIENCE = ("--heartbeat_timeout=10", "--multihost_timeout=60")
 LATE = 120  # seconds after which a process that should have ended is said to hang
 WHOLE = 600  # seconds that a whole run may take on a busy machine
 
@@ -26,7 +26,7 @@ class Pair(Launcher):
     """Runs of two processes, whose parameters are spread over both."""
 
     def both(self, name, *flags):
-        return [self.start(name, 4, PATIENCE, *flags, host=host) for host in (0, 1)]
+        return [self.start(name, 4, *PATIENCE, *flags, host=host) for host in (0, 1)]
 
     def finish_both(self, name):
         self.ended(name, self.both(name), within=WHOLE, wanted=[0, 0])

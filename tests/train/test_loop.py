@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -155,9 +156,26 @@ def test_batches_that_do_not_divide_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_url_is_no_workdir():
-    with pytest.raises(ValueError, match=r"'s3://bucket/run': .* gs://bucket/run"):
-        train(tiny.config(), "s3://bucket/run", documents=tiny.documents())
+def test_a_run_continues_from_its_url(tmp_path, monkeypatch, finished):
+    """On another machine, which has nothing but the URL: the same end, bit for bit."""
+    url = f"memory:/{tmp_path}/run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted, match="after 5 steps, which are saved"):
+            train(tiny.config(), url, documents=tiny.documents())
+    result = train(tiny.config(), url, documents=tiny.documents())
+    jax.tree.map(np.testing.assert_array_equal, result.state, finished[1].state)
+    store, root = fsspec.url_to_fs(url)
+    whole = {path.rpartition("/")[2] for path in store.glob(f"{root}/checkpoints/*.whole.json")}
+    assert whole == {f"{step}.whole.json" for step in (4, 5, 6)}
+    assert store.exists(f"{root}/params.whole.json")
+    store.get_file(f"{root}/metrics.jsonl", str(tmp_path / "metrics.jsonl"))
+    assert losses(tmp_path) == losses(finished[0])
+
+
+def test_a_url_that_leads_nowhere():
+    with pytest.raises(ValueError, match="Protocol not known: nowhere"):
+        train(tiny.config(), "nowhere://bucket/run", documents=tiny.documents())
 
 
 def test_unwritable_workdir(tmp_path):
