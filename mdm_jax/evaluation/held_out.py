@@ -100,11 +100,6 @@ def held_out_bound(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least one window")
-    if "segments" in packed[0]:
-        raise ValueError(
-            "these windows keep their documents apart, and logits_fn is told nothing of it: its "
-            "bound would be another model's. Take objective_bound, or windows packed otherwise"
-        )
     batch_size = min(batch_size, len(packed))
     logits_fn = model.logits_fn
     logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)

@@ -50,7 +50,7 @@ def test_simple_models_and_bounds_of_what_is_not_in_memory(prepared):
     assert one == two and one.nats_per_token == pytest.approx(math.log(256))
     assert len(experiment.evaluation_data()) == 8
     apart = build(config(prepared / "apart")).held_out
-    with pytest.raises(ValueError, match="these windows keep their documents apart"):
+    with pytest.raises(ValueError, match="these windows have segments"):
         held_out_bound(model, apart, samples=2)
 
 
