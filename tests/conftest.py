@@ -9,6 +9,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+# A collective blocks a thread until all devices join it, and XLA starts several at once on each
+# device: with as many threads as devices, which is all that a small machine gets, they deadlock.
+os.environ.setdefault("NPROC", "64")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -69,8 +69,6 @@ FIELDS: dict[str, Any] = {
         "batch_size": int,  # rows of the global batch
         "accumulate": int,
         "loss_chunk": int,  # positions whose logits a device holds at once; 0: all of its batch
-        "z_loss": float,  # weight of the square of the log-partition; 0: off
-        "skip_above": float,  # of the running norm of gradients: no update; 0: off
         "start_from": str,  # a run or its export whose parameters to begin with; "": none
         "log_every": int,
         "eval_every": int,
@@ -124,8 +122,6 @@ _AT_LEAST_ZERO = (
     "checkpoint.keep_every",
     "optimizer.clip",
     "train.loss_chunk",
-    "train.z_loss",
-    "train.skip_above",
     "objective.curriculum_steps",
     "objective.top_k",
     "objective.steps",
