@@ -122,5 +122,7 @@ class Profiler:
 
 def _would_crash() -> bool:
     """Whether JAX loaded libtpu on a machine without TPUs: its tracer then fails hard (0.0.52)."""
-    loaded = importlib.util.find_spec("libtpu") is not None and not jax.config.jax_platforms
+    loaded = (
+        importlib.util.find_spec("libtpu") is not None and not jax.config.values["jax_platforms"]
+    )
     return loaded and jax.default_backend() != "tpu"
