@@ -107,7 +107,8 @@ def fit(
         if len(tried) == most:
             break
         try:
-            record = report(with_settings(config, one.settings), vocab_size, topology)
+            tuned = with_settings(config, one.settings)
+            record = report(tuned, vocab_size, topology, sampler=False)
         except TooLargeError:
             tried.append((one, None))
             say(f"{one.settings}: too large to compile")

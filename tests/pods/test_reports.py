@@ -12,6 +12,7 @@ from train import tiny
 from mdm_jax.models.flops import flops_per_token
 from mdm_jax.pods import fitting, plans, reports, topologies
 from mdm_jax.pods.compiling import TooLargeError, _explained, learner_for
+from mdm_jax.train.chips import CHIPS
 from mdm_jax.train.cost import step_flops
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -148,3 +149,34 @@ def test_settings_and_recipes_that_are_none():
         plans.read_recipe("nothing.py", ROOT / "configs")
     with pytest.raises(ValueError, match="give --vocab_size"):
         plans.vocabulary("mine.py")
+
+
+def test_the_search_stops_at_the_first_that_fits_and_skips_what_cannot(monkeypatch):
+    """With a stand-in for the compiler: memory falls with micro-batches and rematerialization."""
+    pod = GPUS._replace(name="v5e:2x4", chip=CHIPS["v5e"], sides=(2, 4))
+    weight = {"none": 8.0, "dots": 4.0, "attention": 2.0, "full": 1.0}
+    asked = []
+
+    def compiler(scale):
+        def report(config, vocab_size, topology, *, sampler):
+            key = (config["train"]["accumulate"], config["model"]["remat"], config["mesh"]["fsdp"])
+            asked.append(key)
+            share = scale * weight[key[1]] / key[0]
+            if share > 2:
+                raise TooLargeError("too large")
+            return {"share": share}
+
+        return report
+
+    lines = []
+    monkeypatch.setattr(fitting, "report", compiler(1.0))
+    found = fitting.fit(tiny.config(), 256, pod, say=lines.append)
+    assert found.record["share"] <= reports.LIMIT and len(lines) == len(asked) == len(found.tried)
+    shares = [share for _, share in found.tried]
+    assert all(share is None or share > reports.LIMIT for share in shares[:-1])
+    compiled = [one for one, _ in found.tried]
+    for at, one in enumerate(compiled[:-1]):
+        assert all(later.lighter_than(one) for later in compiled[at + 1 :])
+    monkeypatch.setattr(fitting, "report", compiler(100.0))
+    with pytest.raises(ValueError, match=r"no plan of v5e:2x4 fits 90 % .*take more chips"):
+        fitting.fit(tiny.config(), 256, pod)
