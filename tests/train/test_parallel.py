@@ -159,5 +159,4 @@ def test_stacked_parameters_are_gathered_inside_the_layer_loop_alone(kind, optim
     stacked = {leaf.shape for leaf in jax.tree.leaves(state.params["blocks"]) if leaf.ndim > 2}
     sizes = {int(np.prod(shape)) for shape in stacked}
     found = gathered_outside_loops(text)
-    print(kind, found, sizes)
     assert not [shape for shape in found if int(np.prod(shape)) >= min(sizes)]
