@@ -2,6 +2,9 @@
 
     python launch/benchmark.py
     python launch/benchmark.py --losses  # the losses from hidden states: 170M parameters, 4 GB
+    python launch/benchmark.py --torch  # the train step beside PyTorch's: needs torch, 10 GB
+    python launch/benchmark.py --mfu  # 170M and 1028M on one accelerator
+    python launch/benchmark.py --mfu --models=configs/quickstart.py --rows=32 --size=2048
     python launch/benchmark.py --speculation --checkpoint=runs/mdlm  # of a trained masked model
 
 Every comparison interleaves its candidates round by round in one process and reports medians, so
@@ -9,9 +12,10 @@ that a machine whose speed drifts favors neither. Compilation is not timed.
 """
 
 import functools
-import statistics
-import time
-from collections.abc import Callable, Mapping
+import importlib
+import pathlib
+import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,32 +28,31 @@ from mdm_jax.models.configs import DiTConfig
 from mdm_jax.models.dit import DiT
 from mdm_jax.models.flops import flops_per_token
 from mdm_jax.models.unembedding import unembedding
+from mdm_jax.train.fields import checked
+from mdm_jax.train.learners import build_learner
 from mdm_jax.train.state import create_state
 from mdm_jax.train.step import jit_train_step
+from mdm_jax.train.timing import markdown, one_device, seconds, utilization
+
+# The configs and the baseline are not installed with the package.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds per comparison.", lower_bound=1)
 _LOSSES = flags.DEFINE_bool("losses", False, "Only the losses from hidden states.")
+_TORCH = flags.DEFINE_bool("torch", False, "Only the train step beside PyTorch's.")
+_LAYERS = flags.DEFINE_integer("layers", 12, "Of --torch: layers of the large model.")
+_COMPILE = flags.DEFINE_bool("compile", True, "Of --torch: torch.compile at the small config too.")
+_MFU = flags.DEFINE_bool("mfu", False, "Only the share of a large product's rate, of --models.")
+_MODELS = flags.DEFINE_list(
+    "models", ["configs/mdlm_owt.py", "configs/smdm.py:1028M"], "Of --mfu: configs."
+)
+_ROWS = flags.DEFINE_integer("rows", 8, "Of --mfu: rows of a batch.", lower_bound=1)
+_SIZE = flags.DEFINE_integer("size", 8192, "Of --mfu: of the product's matrices.", lower_bound=1)
+_REMAT = flags.DEFINE_string("remat", "dots", "Of --mfu: model.remat.")
 _SPECULATION = flags.DEFINE_bool("speculation", False, "Only speculation, with --checkpoint.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Of --speculation: as in launch/sample.py.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Of --speculation: rows.", lower_bound=1)
 _LENGTH = flags.DEFINE_integer("length", 0, "Of --speculation: tokens; 0: as in training.")
-
-
-def seconds(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Returns the median seconds of each candidate, run in turn after one warm-up each.
-
-    Examples:
-        >>> sorted(seconds({"a": lambda: jnp.zeros(1), "b": lambda: jnp.ones(1)}, rounds=1))
-        ['a', 'b']
-    """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds + 1):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            if number:  # round 0 compiles
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def train_step_table(config: DiTConfig, batch: int, length: int, rounds: int) -> str:
@@ -80,7 +83,7 @@ def train_step_table(config: DiTConfig, batch: int, length: int, rounds: int) ->
     measured = seconds({"step": take_step, "matmul": lambda: square(matrix)}, rounds)
     step_flops = 3 * flops_per_token(config, length) * batch * length
     step_rate, peak = step_flops / measured["step"], 2 * size**3 / measured["matmul"]
-    return _table(
+    return markdown(
         ("batch", "tokens/s", "ms/step", "GFLOP/s", f"matmul {size} GFLOP/s", "fraction"),
         [
             (
@@ -122,7 +125,7 @@ def sampling_table(config: DiTConfig, batch: int, length: int, rounds: int) -> s
         (name, f"{batch * length / measured[name]:,.0f}", f"{int(candidates[name]().calls)}")
         for name in samplers
     ]
-    return _table(("sampler", "tokens/s", "model calls"), rows)
+    return markdown(("sampler", "tokens/s", "model calls"), rows)
 
 
 def speculation_table(
@@ -161,7 +164,7 @@ def speculation_table(
         per_call, time = f"{length / calls:.2f}", f"{measured[draft]:.2f}"
         rows.append((f"{draft}", f"{calls:.0f}", per_call, rates, time, ratio))
     names = ("drafts", "calls", "tokens per call and row", "accepted at depth 1, 2, 4...")
-    return _table((*names, "s", "ratio"), rows)
+    return markdown((*names, "s", "ratio"), rows)
 
 
 def draws_table(rows: int, rounds: int) -> str:
@@ -191,7 +194,7 @@ def draws_table(rows: int, rounds: int) -> str:
             )
             for name in methods
         ]
-    return _table(("V", "draw", "us per row", "ratio"), lines)
+    return markdown(("V", "draw", "us per row", "ratio"), lines)
 
 
 def loss_memory_table(positions: int, width: int, chunk: int) -> str:
@@ -225,7 +228,7 @@ def loss_memory_table(positions: int, width: int, chunk: int) -> str:
         ratio = f"{mebibytes[2] / mebibytes[0]:.2f}"
         lines.append((f"{size:,}", *(f"{value:,.0f}" for value in mebibytes), ratio))
     forms = ("one-hot, MiB", "logsumexp and gather, MiB", "chunked, MiB", "chunked / one-hot")
-    return _table(("V", *forms), lines)
+    return markdown(("V", *forms), lines)
 
 
 def _temporaries(loss: Callable, weights: tuple, positions: int) -> int:
@@ -278,7 +281,7 @@ def loss_step_table(config: DiTConfig, batch: int, length: int, chunk: int, roun
         for name, (apply, objective) in candidates.items()
     }
     measured = seconds(steps, rounds)
-    return _table(
+    return markdown(
         ("head and loss", "ms/step", "ratio"),
         [
             (name, f"{1e3 * measured[name]:,.0f}", f"{measured[name] / measured['dense']:.2f}")
@@ -287,9 +290,41 @@ def loss_step_table(config: DiTConfig, batch: int, length: int, chunk: int, roun
     )
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def mfu_table(models: list[str], rows: int, size: int, remat: str, rounds: int) -> str:
+    """The share of a large product's rate that train steps reach on one device.
+
+    Args:
+        models: config files, with their options after a colon.
+        rows: of a batch.
+        size: of the product's matrices.
+        remat: what the backward pass may keep.
+        rounds: how often each is timed.
+    """
+    from mdm_jax.pods.plans import vocabulary
+
+    lines = []
+    for model in models:
+        file, _, option = model.partition(":")
+        module = importlib.import_module(f"configs.{pathlib.Path(file).stem}")
+        config = module.get_config(*([option] if option else []))
+        config.model.update({"attention": "auto", "remat": remat})
+        config.train.update({"batch_size": rows, "accumulate": 1})
+        config.train.loss_chunk = config.train.loss_chunk or 2048
+        learner = build_learner(checked(config), vocabulary(model), one_device())
+        found = utilization(learner, size=size, rounds=rounds, repeats=3)
+        lines.append(
+            (
+                f"{model}, {learner.network.parameters / 1e6:,.0f}M",
+                f"{rows} x {config.data.length}",
+                f"{1e3 * found.seconds:,.0f}",
+                f"{found.flops / 1e12:,.2f}",
+                f"{found.peak / 1e12:,.2f}",
+                f"{found.share:.2f}",
+                f"{found.without_attention / found.peak:.2f}",
+            )
+        )
+    names = ("ms/step", "TFLOP/s", f"product {size}", "MFU", "MFU without attention")
+    return markdown(("model", "batch", *names), lines)
 
 
 def main(argv: list[str]) -> None:
@@ -302,6 +337,14 @@ def main(argv: list[str]) -> None:
         print("## Losses from hidden states\n\n" + loss_memory_table(8192, 2048, 512), flush=True)
         config = DiTConfig.from_size("small", 50_258, dtype="float32")
         print("\n" + loss_step_table(config, 4, 128, 64, rounds), flush=True)
+        return
+    if _TORCH.value:
+        from launch.torch_baseline import tables
+
+        tables(rounds, _LAYERS.value, compiled=_COMPILE.value)
+        return
+    if _MFU.value:
+        print(mfu_table(_MODELS.value, _ROWS.value, _SIZE.value, _REMAT.value, rounds))
         return
     if _SPECULATION.value:
         from mdm_jax.train.trained import load_trained

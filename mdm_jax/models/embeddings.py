@@ -128,7 +128,9 @@ def rotary_angles(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.A
     """
     rates = frequencies(head_dim).reshape((1,) * positions.ndim + (head_dim // 2,))
     angles = positions[..., None].astype(jnp.float32) * rates
-    return jnp.cos(angles), jnp.sin(angles)
+    # Made once, behind a barrier: else a compiler may merge them into each product that rotates,
+    # and make a cosine for every row and head of every layer.
+    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

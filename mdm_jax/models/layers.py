@@ -85,7 +85,8 @@ class Block(nn.Module):
             dtype=config.dtype,
             name="qkv",
         )(h)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        # Not three slices: their gradients are padded to the whole and added up.
+        q, k, v = (jnp.squeeze(part, 2) for part in jnp.split(qkv, 3, axis=2))
         q, k = embeddings.rotate(q, *angles), embeddings.rotate(k, *angles)
         if layer is not None:
             layer = k, v = write(layer[0], k, start), write(layer[1], v, start)
