@@ -66,4 +66,5 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp((scores - largest) * scale)
     total = jnp.swapaxes(jnp.sum(weights, axis=-1), 1, 2)[..., None]
-    return checkpoint_name(jnp.einsum("bhqk,bkhd->bqhd", weights, v) / total, SAVED)
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights, v) / total
+    return checkpoint_name(out, SAVED)
