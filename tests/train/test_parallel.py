@@ -51,14 +51,18 @@ def batch(step):
     }
 
 
-def curve(kind, mesh, step=None):
-    """Losses of twenty steps, and the last state."""
+def curve(kind, mesh):
+    """Losses of twenty steps on a mesh, and the last state."""
     one = learner(kind, mesh)
     state = jax.jit(one.create_state, out_shardings=one.shardings())()
-    (compiled,) = one.steps() if step is None else (step(one),)
+    (step,) = one.steps()
+    return run(step, state, lambda batch: to_global(batch, mesh))
+
+
+def run(step, state, place):
     losses = []
     for index in range(STEPS):
-        state, metrics = compiled(state, to_global(batch(index), mesh))
+        state, metrics = step(state, place(batch(index)))
         losses.append(metrics["loss"].mean())
     return np.asarray(losses), jax.tree.map(np.asarray, state)
 
@@ -105,17 +109,16 @@ def test_eight_devices_train_as_one(kind, axes):
 
 @pytest.mark.slow
 def test_pmap_trains_as_jit_does():
-    def step(one):
-        return pmap_train_step(
-            apply=one.apply,
-            objective=one.objective,
-            optimizer=one.optimizer,
-            seed=one.config["seed"],
-            ema_decay=one.config["ema"]["decay"],
-            ema_warmup=one.config["ema"]["warmup"],
-        )
-
-    losses, state = curve("dit", make_mesh(devices=jax.devices()[:1]), step)
+    one = learner("dit", make_mesh(devices=jax.devices()[:1]))
+    step = pmap_train_step(
+        apply=one.apply,
+        objective=one.objective,
+        optimizer=one.optimizer,
+        seed=one.config["seed"],
+        ema_decay=one.config["ema"]["decay"],
+        ema_warmup=one.config["ema"]["warmup"],
+    )
+    losses, state = run(step, jax.jit(one.create_state)(), lambda batch: batch)
     expected, expected_state = on_one_device("dit")
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
