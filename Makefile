@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test test-slow lint format bench pods clean
+.PHONY: help quickstart test test-slow lint format bench pods pods-check clean
 
 help:
 	@echo "make quickstart  train, evaluate, sample and infill on a laptop CPU, in about 5 minutes"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint        ruff and the type checker"
 	@echo "make bench       the figures of docs/benchmarks.md"
 	@echo "make pods        the table of docs/pods.md: compiles for TPU slices, without one"
+	@echo "make pods-check  two plans of that table"
 
 quickstart: $(READY)
 	$(BIN)/python launch/quickstart.py --workdir=runs/quickstart
@@ -38,6 +39,9 @@ bench: $(READY)
 
 pods: $(READY)
 	$(BIN)/python launch/compile.py --table --records=runs/pods.jsonl --page=docs/pods.md
+
+pods-check: $(READY)
+	$(BIN)/python -m pytest -m slow tests/pods -k plan_of_the_docs
 
 # Not runs/: what was trained is not ours to delete.
 clean:

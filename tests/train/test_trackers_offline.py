@@ -22,6 +22,7 @@ with MetricsWriter(workdir, resume_step=start, tracker=tracker) as writer:
 
 
 def twice(name, tmp_path):
+    pytest.importorskip(name, reason=f"{name} is not installed: pip install 'mdm-jax[{name}]'")
     env = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
