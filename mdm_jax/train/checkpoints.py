@@ -30,6 +30,16 @@ from mdm_jax.train.state import Params, TrainState
 logger = logging.getLogger(__name__)
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which asks for a preemption by itself at every save, and counts by steps.
+
+    Two ways of counting would be mixed up: `Checkpoints.reached_preemption` alone asks.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, in one directory.
 
@@ -77,7 +87,7 @@ class Checkpoints:
         )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            self._manager = _Manager(self.directory, options=options)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -138,9 +148,16 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether the cluster is about to stop this job; the same answer on every process."""
-        return self._manager.reached_preemption(step)
+    def reached_preemption(self, calls: int) -> bool:
+        """Whether the cluster is about to stop this job; the same answer on every process.
+
+        Args:
+            calls: how often this process has asked, this time included. The processes agree to
+                stop at the call after the last one that any of them had made when the notice
+                came. A notice that comes before the first call is for call 1: numbers that begin
+                higher, such as the steps of a resumed run, would pass it by.
+        """
+        return ocp.CheckpointManager.reached_preemption(self._manager, calls)
 
     def restore(self, abstract_state: TrainState, config: Config) -> tuple[TrainState, int] | None:
         """Reads the newest checkpoint that can be read whole.

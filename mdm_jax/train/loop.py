@@ -145,7 +145,7 @@ def _train(
             reporter.submit(step, metrics)
             done = step + 1
             last = done == settings["steps"]
-            preempted = request.signum is not None or checkpoints.reached_preemption(done)
+            preempted = request.signum is not None or checkpoints.reached_preemption(done - start)
             if last or done % settings["eval_every"] == 0:
                 reporter.flush()
                 with stopwatch("evaluation"):

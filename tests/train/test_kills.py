@@ -13,7 +13,7 @@ from train.launcher import Launcher
 
 from mdm_jax.train.metrics import read_metrics
 
-TRIALS, STEPS, SEED = 20, 160, 0
+TRIALS, STEPS, SEED = 20, 240, 0
 EVERY = 7  # steps between checkpoints
 PATIENCE = ("--heartbeat_timeout=10", "--multihost_timeout=60")
 LATE = 120  # seconds after which a process that should have ended is said to hang
