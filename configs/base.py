@@ -76,6 +76,8 @@ def base() -> ConfigDict:
                 "batch_size": 512,
                 "accumulate": 1,
                 "loss_chunk": 0,
+                "z_loss": 0.0,
+                "skip_above": 0.0,
                 "start_from": "",
                 "log_every": 100,
                 "eval_every": 10_000,

@@ -37,6 +37,7 @@ class Family(NamedTuple):
             a number of steps.
         one_call: whether the objective calls the model once and is pointwise in its logits, so
             that ``train.loss_chunk`` fits.
+        logits: whether the model's outputs are logits, and not the ratios of SEDD.
         rows_together: rows that the objective takes together, 2 for pairs.
         learned_noise: the process whose noise is trained too (GenMD4); None for all others.
         teacher_every: optimizer steps between two copies of the student into the teacher; 0: none.
@@ -49,6 +50,7 @@ class Family(NamedTuple):
     plain: bool = True
     own_bound: bool = False
     one_call: bool = True
+    logits: bool = True
     rows_together: int = 1
     learned_noise: mdm.Masked | None = None
     teacher_every: int = 0
@@ -241,7 +243,7 @@ def sedd(config: Mapping[str, Any], vocab_size: int) -> Family:
     """Score entropy, for a model of ratios."""
     process = _noise(config, vocab_size)
     objective = objectives.sedd_objective(process, min_time=config["objective"]["min_time"])
-    return _of(process, (0, objective), plain=False)
+    return _of(process, (0, objective), plain=False, logits=False)
 
 
 def genmd4(config: Mapping[str, Any], vocab_size: int) -> Family:

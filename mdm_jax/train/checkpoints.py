@@ -131,7 +131,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(plain(config))
+            state=ocp.args.StandardSave(_stored(state)), config=ocp.args.JsonSave(plain(config))
         )
         with _WriteErrors(self):
             self._manager.save(step, args=items, force=True)
@@ -214,8 +214,8 @@ class Checkpoints:
         handler = ocp.StandardCheckpointHandler()
         try:
             check_config(_read_config(folder / "config" / "metadata"), config)
-            args = ocp.args.StandardRestore(abstract_state)
-            state = handler.restore(epath.Path(folder / "state"), args=args)
+            args = ocp.args.StandardRestore(_stored(abstract_state))
+            state = TrainState(**handler.restore(epath.Path(folder / "state"), args=args))
         except Exception as error:  # whatever a damaged file makes its reader raise
             return None, error
         finally:
@@ -234,6 +234,14 @@ class Checkpoints:
         if damaged:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
             self._manager.reload()
+
+
+def _stored(state: TrainState) -> dict[str, Any]:
+    """The state as it lies in a checkpoint: without a guard, as before there were guards."""
+    stored = state._asdict()
+    if state.guard is None:
+        del stored["guard"]
+    return stored
 
 
 class _WriteErrors:

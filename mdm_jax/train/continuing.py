@@ -22,6 +22,13 @@ FREE_FIELDS = (
     "watch.",
 )
 
+# What checkpoints did that were written before these fields were there.
+BEFORE_THE_FIELD: dict[str, Any] = {
+    "train.z_loss": 0.0,
+    "train.skip_above": 0.0,
+    "optimizer.moments": "float32",
+}
+
 
 class ConfigMismatchError(ValueError):
     """A checkpoint belongs to a run with another config."""
@@ -34,7 +41,8 @@ def check_config(saved: Config, current: Config) -> None:
     order), cadences, evaluation, retention, and `train.steps` if it grows. So are micro-batches
     where ``model.dropout`` is 0: dropout masks are drawn for each micro-batch. Where both configs
     have a ``data_fingerprint``, it says whether the text is the same: ``data.path`` may then
-    change, and ``data.tokenizer`` from one file to another.
+    change, and ``data.tokenizer`` from one file to another. A checkpoint from before a field was
+    there is taken to have the value that changes nothing, if `BEFORE_THE_FIELD` has it.
 
     Args:
         saved: the checkpoint's config.
@@ -45,12 +53,14 @@ def check_config(saved: Config, current: Config) -> None:
 
     Examples:
         >>> check_config({"seed": 0, "mesh": {"data": 8}}, {"seed": 0, "mesh": {"data": 1}})
+        >>> check_config({"seed": 0}, {"seed": 0, "train": {"z_loss": 0.0}})
         >>> check_config({"seed": 0}, {"seed": 1})
         Traceback (most recent call last):
             ...
         mdm_jax.train.continuing.ConfigMismatchError: ... another config: seed is 1, was 0. ...
     """
     old, new = _flat(plain(saved)), _flat(plain(current))
+    old = {name: x for name, x in BEFORE_THE_FIELD.items() if name in new} | old
     differing = []
     for name in sorted(old.keys() | new.keys()):
         if old.get(name, "absent") != new.get(name, "absent") and not _may_change(name, old, new):

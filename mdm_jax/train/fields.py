@@ -69,6 +69,8 @@ FIELDS: dict[str, Any] = {
         "batch_size": int,  # rows of the global batch
         "accumulate": int,
         "loss_chunk": int,  # positions whose logits a device holds at once; 0: all of its batch
+        "z_loss": float,  # weight of the mean of logsumexp(logits)^2; 0: off
+        "skip_above": float,  # times the usual gradient norm: no update; 0: off
         "start_from": str,  # a run or its export whose parameters to begin with; "": none
         "log_every": int,
         "eval_every": int,
@@ -122,6 +124,8 @@ _AT_LEAST_ZERO = (
     "checkpoint.keep_every",
     "optimizer.clip",
     "train.loss_chunk",
+    "train.z_loss",
+    "train.skip_above",
     "objective.curriculum_steps",
     "objective.top_k",
     "objective.steps",
@@ -160,6 +164,11 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     if not 0 <= plain["ema"]["decay"] < 1:
         raise ValueError(
             f"config.ema.decay must lie in [0, 1), 0 for no average, got {plain['ema']['decay']}"
+        )
+    if 0 < plain["train"]["skip_above"] <= 1:
+        raise ValueError(
+            "config.train.skip_above must be 0 to take every step, or above 1: at "
+            f"{plain['train']['skip_above']} usual steps would be skipped"
         )
     if plain["watch"]["tracker"] not in ("", *TRACKERS):
         raise ValueError(

@@ -68,7 +68,10 @@ class Learner:
         key = jax.random.fold_in(jax.random.key(self.config["seed"]), _INIT_FOLD)
         average = self.config["ema"]["decay"] > 0
         taught = self.family.teacher_every > 0
-        return create_state(key, self.init, self.optimizer, ema=average, teacher=taught)
+        guarded = self.config["train"]["skip_above"] > 0
+        return create_state(
+            key, self.init, self.optimizer, ema=average, teacher=taught, guard=guarded
+        )
 
     def shardings(self) -> TrainState:
         """Returns a `NamedSharding` for each array of the state.
@@ -93,6 +96,8 @@ class Learner:
                 ema_warmup=self.config["ema"]["warmup"],
                 accumulate=self.config["train"]["accumulate"],
                 teacher_every=self.family.teacher_every,
+                z_loss=self.config["train"]["z_loss"],
+                skip_above=self.config["train"]["skip_above"],
             )
             for _, objective in self.family.objectives
         ]
@@ -113,6 +118,7 @@ def build_learner(config: dict[str, Any], vocab_size: int, mesh: Mesh | None = N
             not divide over the mesh. The message names the fields and what is valid.
     """
     family = make_family(config, vocab_size)
+    _check_z_loss(config, family)
     if family.process is not None:
         vocab_size = family.process.vocab_size
     network = make_network(config["model"], vocab_size, family.num_ids)
@@ -213,6 +219,23 @@ def _functions(
     if process is None:
         return apply, init
     return objectives.learned_apply(apply, process), objectives.learned_init(init, process)
+
+
+def _check_z_loss(config: Mapping[str, Any], family: Family) -> None:
+    """Refuses ``train.z_loss`` where there is no one array of logits."""
+    weight, chunk = config["train"]["z_loss"], config["train"]["loss_chunk"]
+    if not weight:
+        return
+    if not (family.one_call and family.logits):
+        raise ValueError(
+            f"train.z_loss={weight} with objective.name={config['objective']['name']!r}, whose "
+            "model does not give one array of logits: set train.z_loss=0.0"
+        )
+    if chunk:
+        raise ValueError(
+            f"train.z_loss={weight} with train.loss_chunk={chunk}: a loss in chunks leaves out the "
+            "logits of tokens that have no loss, which the z-loss counts. Set one of them to 0"
+        )
 
 
 def _chunked(

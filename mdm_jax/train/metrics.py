@@ -228,12 +228,18 @@ class Reporter:
             return
         measured = self._meter.report(step + 1)
         rate = measured["tokens_per_second"]
+        skipped = int(metrics.get("skipped", 0))
+        extra = {"skipped": skipped} if "skipped" in metrics else {}
+        if "z_loss" in metrics:
+            extra["z_loss"] = float(metrics["z_loss"].mean())
         self._bar.set_postfix(loss=f"{loss:.4f}", tokens_per_second=f"{rate:,.0f}")
         self._writer.write(
             step + 1,
             loss=loss,
             grad_norm=norm,
-            learning_rate=np.asarray(self._learning_rate(step)).item(),
+            # The optimizer's schedule does not count skipped steps.
+            learning_rate=np.asarray(self._learning_rate(step - skipped)).item(),
+            **extra,
             **measured,
         )
         if self._bar.disable:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mdm_jax.train.spikes import Guard, new_guard
+
 Params = Any  # a pytree of float32 arrays
 
 
@@ -24,6 +26,7 @@ class TrainState(NamedTuple):
         ema: exponential moving average, a pytree like `params`; None when it is off.
         teacher: frozen parameters that a distillation learns from, a pytree like `params`; None
             where there is none.
+        guard: what `train.skip_above` compares a gradient with; None when it is off.
     """
 
     step: jax.Array
@@ -31,6 +34,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     ema: Params | None
     teacher: Params | None = None
+    guard: Guard | None = None
 
     @property
     def eval_params(self) -> Params:
@@ -45,6 +49,7 @@ def create_state(
     *,
     ema: bool,
     teacher: bool = False,
+    guard: bool = False,
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -54,6 +59,7 @@ def create_state(
         optimizer: any optax transformation.
         ema: whether to carry a moving average. It starts at the initial parameters.
         teacher: whether to carry a teacher. It starts there too.
+        guard: whether to carry the statistic that `train_step` needs for `skip_above`.
 
     Examples:
         >>> import optax
@@ -70,6 +76,7 @@ def create_state(
         # A copy: a donated state must not hold the same buffer twice.
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         teacher=jax.tree.map(jnp.copy, params) if teacher else None,
+        guard=new_guard() if guard else None,
     )
 
 

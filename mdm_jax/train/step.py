@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from mdm_jax.objectives import Objective, prepare_batch
+from mdm_jax.train.spikes import watched
 from mdm_jax.train.state import Params, TrainState, ema_update
 from mdm_jax.weighted import WeightedSum, token_sum
 
@@ -39,6 +40,8 @@ def train_step(
     ema_warmup: bool = True,
     accumulate: int = 1,
     teacher_every: int = 0,
+    z_loss: float = 0.0,
+    skip_above: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step on the mean loss per token of the global batch.
@@ -60,15 +63,26 @@ def train_step(
         teacher_every: steps after which the parameters become the teacher's, if ``state.teacher``
             is not None. Of the two calls that the objective then prepares, the second is the
             teacher's.
+        z_loss: weight of the mean over tokens of ``logsumexp(logits)**2``, which is descended with
+            the loss; 0 for none. It keeps logits from drifting. The model must return one array
+            of logits.
+        skip_above: a step whose gradient norm exceeds this many times the usual one (see `spikes`)
+            leaves parameters, `opt_state` and `ema` as they are; 0 takes every step. Learning-rate
+            schedules that count in `opt_state` do not count such a step, ``state.step`` does.
         axis_name: name of the mapped axis under ``shard_map`` or ``pmap``; None under ``jit``.
 
     Returns:
         The new state and the metrics ``loss`` (`WeightedSum` of nats over tokens, global),
-        ``grad_norm`` (float32[], of the mean loss, before clipping) and ``step`` (int32[], the
-        index of the step taken). A batch whose `where` is all False has loss and gradient zero.
+        ``grad_norm`` (float32[], of what is descended, before clipping) and ``step`` (int32[], the
+        index of the step taken). With `z_loss` also ``z_loss`` (`WeightedSum` of nats squared over
+        tokens, not weighted; it is not part of ``loss``), with `skip_above` also ``skipped``
+        (int32[], steps skipped so far). A batch whose `where` is all False has loss and gradient
+        zero.
 
     Raises:
-        ValueError: if the batch does not divide into `accumulate` micro-batches.
+        ValueError: if the batch does not divide into `accumulate` micro-batches, or only one of
+            `skip_above` and ``state.guard`` is there.
+        TypeError: if there is a `z_loss` and the model's outputs are not one array of logits.
 
     Examples:
         On each device of a mesh, with explicit collectives (see `jit_train_step` for the usual
@@ -78,12 +92,18 @@ def train_step(
             specs = (P(), P("data"))  # the state is replicated, the batch is split
             step = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P()))
     """
+    if (skip_above > 0) != (state.guard is not None):
+        raise ValueError(
+            f"skip_above={skip_above} with state.guard={state.guard}: a guard is for skip_above > "
+            "0 alone, which needs one. Make the state by create_state(..., guard=skip_above > 0)"
+        )
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     noise_key, dropout_key = jax.random.split(key)
     inputs, noised = _prepare(objective, noise_key, batch, state.step, axis_name)
     # The sums start from zeros that vary over the axis, and so do the parameters: else shard_map
     # would add up the gradients by itself, and psum would count them twice.
-    start = (state.params, WeightedSum(jnp.float32(0), jnp.float32(0)))
+    names = ("loss", "z_loss") if z_loss else ("loss",)
+    start = (state.params, {name: WeightedSum(jnp.float32(0), jnp.float32(0)) for name in names})
     start = (state.params, jax.tree.map(jnp.zeros_like, start))
     if axis_name is not None:
         dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
@@ -96,14 +116,18 @@ def train_step(
         else:
             student, teacher = inputs
             outputs = apply(params, student, dropout), apply(state.teacher, teacher, None)
-        total, weight = token_sum(objective.loss(outputs, noised), noised.where)
-        return total, WeightedSum(total, weight)
+        sums = {"loss": token_sum(objective.loss(outputs, noised), noised.where)}
+        if not z_loss:
+            return sums["loss"].total, sums
+        sums["z_loss"] = token_sum(_squared_log_partition(outputs, noised.where), noised.where)
+        return sums["loss"].total + z_loss * sums["z_loss"].total, sums
 
     gradient = jax.grad(loss, has_aux=True)
     grads, summed = _accumulated(gradient, start, (inputs, noised), accumulate)
     if axis_name is not None:
         grads, summed = jax.lax.psum((grads, summed), axis_name)
-    scale = jnp.where(summed.weight > 0, 1 / jnp.maximum(summed.weight, 1e-30), 0.0)
+    weight = summed["loss"].weight
+    scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, 1e-30), 0.0)
     grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -112,12 +136,31 @@ def train_step(
     ema = state.ema
     if ema is not None:
         ema = ema_update(ema, params, step, ema_decay, warmup=ema_warmup)
+    metrics = {**summed, "grad_norm": optax.tree.norm(grads), "step": state.step}
+    guard = state.guard
+    if guard is not None:
+        guard, skip = watched(guard, metrics["grad_norm"], skip_above)
+        metrics["skipped"] = guard.skipped
+        before = (state.params, state.opt_state, state.ema)
+        kept = jax.tree.map(partial(jnp.where, skip), before, (params, opt_state, ema))
+        params, opt_state, ema = kept
     teacher = state.teacher
     if teacher is not None:
         refresh = step % teacher_every == 0
         teacher = jax.tree.map(lambda old, new: jnp.where(refresh, new, old), teacher, params)
-    metrics = {"loss": summed, "grad_norm": optax.tree.norm(grads), "step": state.step}
-    return TrainState(step, params, opt_state, ema, teacher), metrics
+    return TrainState(step, params, opt_state, ema, teacher, guard), metrics
+
+
+def _squared_log_partition(outputs: Any, where: jax.Array) -> jax.Array:
+    """Returns float32[B, L], nats squared: how far logits are from log-probabilities."""
+    if not isinstance(outputs, jax.Array) or outputs.shape[:-1] != where.shape:
+        raise TypeError(
+            f"z_loss: expected one array of logits [B, L, V] from the model over tokens "
+            f"{where.shape}, got {jax.tree.map(jnp.shape, outputs)} "
+            f"({type(outputs).__name__}). Set z_loss (train.z_loss) to 0 for this objective, and "
+            "train.loss_chunk to 0 for a model that returns Hidden"
+        )
+    return jnp.square(jax.nn.logsumexp(outputs.astype(jnp.float32), axis=-1))
 
 
 def _prepare(
