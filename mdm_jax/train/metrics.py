@@ -229,7 +229,7 @@ class Reporter:
         measured = self._meter.report(step + 1)
         rate = measured["tokens_per_second"]
         skipped = int(metrics.get("skipped", 0))
-        extra = {"skipped": skipped} if "skipped" in metrics else {}
+        extra: dict[str, float] = {"skipped": skipped} if "skipped" in metrics else {}
         if "z_loss" in metrics:
             extra["z_loss"] = float(metrics["z_loss"].mean())
         self._bar.set_postfix(loss=f"{loss:.4f}", tokens_per_second=f"{rate:,.0f}")

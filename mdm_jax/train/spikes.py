@@ -49,7 +49,7 @@ def usual_norm(guard: Guard) -> jax.Array:
 
     Examples:
         >>> guard, _ = watched(new_guard(), jnp.float32(3.0), above=2.0)
-        >>> usual_norm(guard).round(3).item()
+        >>> round(float(usual_norm(guard)), 3)
         3.0
     """
     weight = 1 - GUARD_DECAY ** guard.taken.astype(jnp.float32)
