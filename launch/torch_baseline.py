@@ -153,12 +153,12 @@ class Trained:
         optimizer: AdamW, fused.
     """
 
-    def __init__(self, model: TorchDiT, betas: tuple[float, float]):
+    def __init__(self, model: TorchDiT, betas: tuple[float, float], learning_rate: float = 1e-4):
         self.model = model
         self.parameters = list(model.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=1e-4, betas=betas, weight_decay=0.0, fused=True
+            self.parameters, lr=learning_rate, betas=betas, weight_decay=0.0, fused=True
         )
 
 
@@ -251,13 +251,16 @@ def agreement(learner: Learner, params: dict) -> tuple[float, float]:
     return float(ours), max(differences)
 
 
-def steps(learner: Learner, params: dict, *, compiled: bool) -> dict[str, Callable[[], float]]:
+def steps(
+    learner: Learner, params: dict, *, compiled: bool, learning_rate: float = 1e-4
+) -> dict[str, Callable[[], float]]:
     """Returns the steps to time, by name: the head everywhere, at masked positions, and compiled.
 
     Args:
         learner: whose batch, weighting, clip and average they have.
         params: what they start from.
         compiled: with one through `torch.compile`, which needs a C++ compiler.
+        learning_rate: the same at every step, as it changes no time.
     """
     section = learner.config
     config = learner.network.module.config  # pyright: ignore
@@ -272,7 +275,8 @@ def steps(learner: Learner, params: dict, *, compiled: bool) -> dict[str, Callab
     )
     # One model for all: each takes its own step from where the last left off, to save memory.
     model = model_of(params, config)
-    trained = Trained(model, betas=(section["optimizer"]["b1"], section["optimizer"]["b2"]))
+    betas = (section["optimizer"]["b1"], section["optimizer"]["b2"])
+    trained = Trained(model, betas, learning_rate)
     candidates = {
         "PyTorch": step(trained),
         "PyTorch, head on noised positions only": step(trained, skip=True),

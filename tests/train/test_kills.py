@@ -121,18 +121,15 @@ def test_one_process_continues(pair, killed, devices):
     np.testing.assert_allclose(pair.losses(name), pair.losses("uninterrupted"), rtol=1e-4)
 
 
-@pytest.mark.parametrize("process", [0, 1])
-def test_both_go_back_when_one_reads_damage(pair, killed, process):
-    """Each process reads its own half: only one of them meets the damage."""
-    name = f"damaged-{process}"
+def test_both_go_back_when_the_newest_is_damaged(pair, killed):
+    name = "damaged"
     shutil.copytree(pair.directory / "half-way", pair.directory / name)
     checkpoints = pair.directory / name / "checkpoints"
     newest = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
-    folder = checkpoints / str(newest) / "state" / f"ocdbt.process_{process}"
-    for file in (path for path in folder.rglob("*") if path.is_file()):
+    for file in (path for path in (checkpoints / str(newest) / "state" / "d").iterdir()):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     pair.finish_both(name)
     assert (checkpoints / f"damaged-{newest}").is_dir()
     log = (pair.directory / f"{name}.log").read_text()
-    assert f"checkpoint {newest} in {checkpoints} cannot be read (process {process}: " in log
+    assert f"checkpoint {newest} in {checkpoints} cannot be read (process " in log
     assert pair.losses(name) == pair.losses("uninterrupted")

@@ -175,8 +175,8 @@ def test_errors(tmp_path):
     (tmp_path / "checkpoints" / "3" / "state").mkdir()
     with pytest.raises(OSError, match=r"checkpoints/3 cannot be read.*name another one"):
         load_trained(tmp_path)
-    with pytest.raises(ValueError, match=r"'gs://bucket/run' is a URL.*file system"):
-        load_trained("gs://bucket/run")
+    with pytest.raises(ValueError, match=r"'s3://bucket/run': runs.* live in folders"):
+        load_trained("s3://bucket/run")
 
 
 # Readers of damaged files are abandoned half-way; their complaints are not ours to raise.
