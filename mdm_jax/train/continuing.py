@@ -27,7 +27,32 @@ BEFORE_THE_FIELD: dict[str, Any] = {
     "train.z_loss": 0.0,
     "train.skip_above": 0.0,
     "optimizer.moments": "float32",
+    "model.attention": "xla",
+    "mesh.sequence": 1,
+    "mesh.slices": 1,
+    "watch.profile_from": 0,
+    "watch.profile_steps": 3,
+    "watch.tracker": "",
+    "watch.project": "mdm_jax",
+    "watch.peak_tflops": 0.0,
 }
+
+
+def completed(saved: Config) -> dict[str, Any]:
+    """Returns the config of an older run with the fields that were not there yet.
+
+    Args:
+        saved: nested, as a checkpoint has it.
+
+    Examples:
+        >>> completed({"train": {"steps": 3}, "optimizer": {"b1": 0.9}})["optimizer"]
+        {'b1': 0.9, 'moments': 'float32'}
+    """
+    config = plain(saved)
+    for name, value in BEFORE_THE_FIELD.items():
+        section, field = name.split(".")
+        config.setdefault(section, {}).setdefault(field, value)
+    return config
 
 
 class ConfigMismatchError(ValueError):

@@ -17,6 +17,7 @@ from mdm_jax.models.block_decoding import block_cached
 from mdm_jax.models.convert.files import INDICES, SUFFIXES, WEIGHTS
 from mdm_jax.models.decoding import cached
 from mdm_jax.train.checkpoints import load_checkpoint_params, load_params
+from mdm_jax.train.continuing import completed
 from mdm_jax.train.experiment import build, make_tokenizer
 from mdm_jax.train.families import Family, make_family
 from mdm_jax.train.fields import checked
@@ -98,7 +99,7 @@ def load_trained(
             "the folder of exported params; or a published checkpoint"
         )
     fingerprint = config.pop("data_fingerprint", "")  # says which text it was; not a setting
-    config = checked(config)
+    config = checked(completed(config))
     return Trained(text_model_of(config, params), params, config, origin, fingerprint)
 
 
