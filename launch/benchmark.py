@@ -24,6 +24,7 @@ from absl import app, flags, logging
 
 import mdm_jax as mdm
 from mdm_jax import draws
+from mdm_jax.markdown import markdown_table
 from mdm_jax.models.configs import DiTConfig
 from mdm_jax.models.dit import DiT
 from mdm_jax.models.flops import flops_per_token
@@ -32,7 +33,7 @@ from mdm_jax.train.fields import checked
 from mdm_jax.train.learners import build_learner
 from mdm_jax.train.state import create_state
 from mdm_jax.train.step import jit_train_step
-from mdm_jax.train.timing import markdown, one_device, seconds, utilization
+from mdm_jax.train.timing import one_device, seconds, utilization
 
 # The configs and the baseline are not installed with the package.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -83,7 +84,7 @@ def train_step_table(config: DiTConfig, batch: int, length: int, rounds: int) ->
     measured = seconds({"step": take_step, "matmul": lambda: square(matrix)}, rounds)
     step_flops = 3 * flops_per_token(config, length) * batch * length
     step_rate, peak = step_flops / measured["step"], 2 * size**3 / measured["matmul"]
-    return markdown(
+    return markdown_table(
         ("batch", "tokens/s", "ms/step", "GFLOP/s", f"matmul {size} GFLOP/s", "fraction"),
         [
             (
@@ -125,7 +126,7 @@ def sampling_table(config: DiTConfig, batch: int, length: int, rounds: int) -> s
         (name, f"{batch * length / measured[name]:,.0f}", f"{int(candidates[name]().calls)}")
         for name in samplers
     ]
-    return markdown(("sampler", "tokens/s", "model calls"), rows)
+    return markdown_table(("sampler", "tokens/s", "model calls"), rows)
 
 
 def speculation_table(
@@ -164,7 +165,7 @@ def speculation_table(
         per_call, time = f"{length / calls:.2f}", f"{measured[draft]:.2f}"
         rows.append((f"{draft}", f"{calls:.0f}", per_call, rates, time, ratio))
     names = ("drafts", "calls", "tokens per call and row", "accepted at depth 1, 2, 4...")
-    return markdown((*names, "s", "ratio"), rows)
+    return markdown_table((*names, "s", "ratio"), rows)
 
 
 def draws_table(rows: int, rounds: int) -> str:
@@ -194,7 +195,7 @@ def draws_table(rows: int, rounds: int) -> str:
             )
             for name in methods
         ]
-    return markdown(("V", "draw", "us per row", "ratio"), lines)
+    return markdown_table(("V", "draw", "us per row", "ratio"), lines)
 
 
 def loss_memory_table(positions: int, width: int, chunk: int) -> str:
@@ -228,7 +229,7 @@ def loss_memory_table(positions: int, width: int, chunk: int) -> str:
         ratio = f"{mebibytes[2] / mebibytes[0]:.2f}"
         lines.append((f"{size:,}", *(f"{value:,.0f}" for value in mebibytes), ratio))
     forms = ("one-hot, MiB", "logsumexp and gather, MiB", "chunked, MiB", "chunked / one-hot")
-    return markdown(("V", *forms), lines)
+    return markdown_table(("V", *forms), lines)
 
 
 def _temporaries(loss: Callable, weights: tuple, positions: int) -> int:
@@ -281,7 +282,7 @@ def loss_step_table(config: DiTConfig, batch: int, length: int, chunk: int, roun
         for name, (apply, objective) in candidates.items()
     }
     measured = seconds(steps, rounds)
-    return markdown(
+    return markdown_table(
         ("head and loss", "ms/step", "ratio"),
         [
             (name, f"{1e3 * measured[name]:,.0f}", f"{measured[name] / measured['dense']:.2f}")
@@ -324,7 +325,7 @@ def mfu_table(models: list[str], rows: int, size: int, remat: str, rounds: int) 
             )
         )
     names = ("ms/step", "TFLOP/s", f"product {size}", "MFU", "MFU without attention")
-    return markdown(("model", "batch", *names), lines)
+    return markdown_table(("model", "batch", *names), lines)
 
 
 def main(argv: list[str]) -> None:

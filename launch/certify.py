@@ -23,6 +23,7 @@ def main(argv: list[str]) -> None:
     from mdm_jax.evaluation import sampler_certificates as certificates
     from mdm_jax.evaluation.cache_certificates import CACHES, measure_cache
     from mdm_jax.evaluation.wrapper_certificates import measure_wrapper, wrapper_cases
+    from mdm_jax.markdown import fill_between_markers
 
     size = {"samples": _SAMPLES.value, "seed": _SEED.value}
     measured = list(certificates.measure_all(**size))
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> None:
     if _PAGE.value is None:
         print(table)
     else:
-        certificates.write_between_markers(pathlib.Path(_PAGE.value), table)
+        fill_between_markers(pathlib.Path(_PAGE.value), "certificates", table)
     wrong = [one for one in measured if one.found != one.stated]
     for one in wrong:
         print(

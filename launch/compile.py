@@ -50,6 +50,7 @@ def _one() -> dict:
 
 def _all() -> None:
     """Every plan of the docs, printed or put into the page."""
+    from mdm_jax.markdown import fill_between_markers
     from mdm_jax.pods import plans, reports
 
     records = plans.compile_all(
@@ -60,7 +61,7 @@ def _all() -> None:
     )
     table = reports.table(records)
     if _PAGE.value:
-        reports.write_table(pathlib.Path(_PAGE.value), table)
+        fill_between_markers(pathlib.Path(_PAGE.value), "plans", table)
     else:
         print(table)
     wrong = [r for r in records if r["share"] > reports.LIMIT]

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mdm_jax.markdown import markdown_table
 from mdm_jax.models.configs import TIME_FEATURES, DiTConfig
 from mdm_jax.models.convert.dit import dit_state_dict
 from mdm_jax.models.embeddings import frequencies
 from mdm_jax.train.cost import step_flops
 from mdm_jax.train.fields import checked
 from mdm_jax.train.learners import Learner, build_learner
-from mdm_jax.train.timing import markdown, one_device, product, seconds, stepper
+from mdm_jax.train.timing import one_device, product, seconds, stepper
 
 
 class TorchDiT(nn.Module):
@@ -318,7 +319,7 @@ def table(config: dict, vocab_size: int, rounds: int, *, compiled: bool) -> str:
         for label, value in measured.items()
     ]
     header = ("train step", "ms", "mdm_jax's time / this", f"of a {size} product's rate")
-    return markdown(header, lines)
+    return markdown_table(header, lines)
 
 
 def tables(rounds: int, layers: int, *, compiled: bool) -> None:

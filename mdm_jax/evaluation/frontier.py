@@ -22,6 +22,7 @@ from mdm_jax.evaluation.canvas import canvas
 from mdm_jax.evaluation.samples import Samples, TextModel, sample_text
 from mdm_jax.evaluation.text_models import next_token_nats
 from mdm_jax.evaluation.text_statistics import distinct, repetition, unigram_entropy
+from mdm_jax.markdown import markdown_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -355,8 +356,7 @@ def table(points: Sequence[Point], matched: Mapping[tuple, float | None] | None 
         if matched is not None:
             row.append(_number(matched.get(curve_of(point)), ".3f"))
         rows.append(row)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(header, rows)
 
 
 def _number(value: float | None, form: str) -> str:

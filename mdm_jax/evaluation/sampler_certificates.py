@@ -8,7 +8,6 @@ any-order law. `python launch/certify.py` writes what it finds into docs/sampler
 
 import functools
 import math
-import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from mdm_jax.evaluation.tabular import (
 )
 from mdm_jax.generation import generate
 from mdm_jax.losses.score import mean_log_scores
+from mdm_jax.markdown import markdown_table
 from mdm_jax.processes import Hybrid, Masked, Process, Uniform
 from mdm_jax.samplers.base import Sampler
 from mdm_jax.samplers.table import SAMPLERS, Entry
@@ -55,7 +55,6 @@ _LADDERS: dict[str, list[tuple[dict[str, Any], int]]] = {
 }
 # Biased for being greedy alone: at temperature 1 these are `confidence`.
 _CHOOSE_FIRST = ("dream_topk_margin", "dream_entropy")
-_BEGIN, _END = "<!-- certificates: begin -->", "<!-- certificates: end -->"
 
 
 class Setting(NamedTuple):
@@ -226,46 +225,17 @@ def markdown(measured: list[Measured], samples: int) -> str:
         >>> markdown([one], 256).splitlines()[2].split("|")[1:4]
         [' sampler ', ' process ', ' stated class ']
     """
-    lines = [
-        f"V = L = {SIZE}, {samples} samples a row; intervals fail once in a million.",
-        "",
-        "| sampler | process | stated class | setting | TV | KL, nats |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for one in measured:
         for setting, c in one.rows:
             said = str(setting) + ("" if setting.consistent else ", conditionals of no joint law")
             tv = f"{c.tv:.3f} [{c.tv_low:.3f}, {c.tv_high:.3f}]"
             kl = f"{c.kl:.4f} [{c.kl_low:.4f}, {c.kl_high:.4f}]"
             kl = kl if math.isfinite(c.kl) else "infinite"
-            lines.append(f"| `{one.name}` | {one.process} | {one.stated} | {said} | {tv} | {kl} |")
-    return "\n".join(lines)
-
-
-def write_between_markers(page: pathlib.Path, table: str) -> None:
-    r"""Puts `table` between the markers of a page.
-
-    Args:
-        page: a Markdown file with the two markers.
-        table: what to put there.
-
-    Raises:
-        ValueError: if a marker is missing.
-
-    Examples:
-        >>> import tempfile
-        >>> page = pathlib.Path(tempfile.mkdtemp()) / "page.md"
-        >>> _ = page.write_text(f"above\n{_BEGIN}\nold\n{_END}\nbelow\n")
-        >>> write_between_markers(page, "new")
-        >>> page.read_text().splitlines()[2]
-        'new'
-    """
-    text = page.read_text()
-    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
-        raise ValueError(f"{page}: expected the markers {_BEGIN} and {_END} once each")
-    before, rest = text.split(_BEGIN)
-    _, after = rest.split(_END)
-    page.write_text(f"{before}{_BEGIN}\n{table}\n{_END}{after}")
+            rows.append((f"`{one.name}`", one.process, one.stated, said, tv, kl))
+    header = ("sampler", "process", "stated class", "setting", "TV", "KL, nats")
+    caption = f"V = L = {SIZE}, {samples} samples a row; intervals fail once in a million."
+    return f"{caption}\n\n{markdown_table(header, rows)}"
 
 
 def _found(rows: list[tuple[Setting, Certificate]]) -> str:

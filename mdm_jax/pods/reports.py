@@ -1,11 +1,11 @@
 """One plan, compiled, as a record of numbers; and records as text and as a table."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from mdm_jax.markdown import markdown_table
 from mdm_jax.models.flops import Flops, block_weights
 from mdm_jax.pods import roofline
 from mdm_jax.pods.collectives import Traffic
@@ -16,7 +16,6 @@ from mdm_jax.train.learners import Learner
 
 LIMIT = 0.9
 """The share of a chip's memory that a plan may use: the rest is for what is not compiled here."""
-_BEGIN, _END = "<!-- the table, by launch/compile.py -->", "<!-- the end of the table -->"
 
 
 def report(
@@ -247,11 +246,11 @@ def table(records: list[Mapping[str, Any]]) -> str:
         *("recipe", "slice", "mesh", "batch", "remat", "GiB per chip", "of HBM"),
         *("step, ms", "MFU at most", "sampling, GiB", "compiled, s"),
     )
-    lines = [header, ("---",) * len(header)]
+    rows = []
     for record in records:
         mesh = " x ".join(f"{name} {size}" for name, size in record["mesh"].items()) or "1"
         micro = f" / {record['accumulate']}" if record["accumulate"] > 1 else ""
-        lines.append(
+        rows.append(
             (
                 f"`{record['plan']}`",
                 f"{record['topology']}",
@@ -266,29 +265,4 @@ def table(records: list[Mapping[str, Any]]) -> str:
                 f"{record['compile_seconds']:.0f}",
             )
         )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def write_table(page: pathlib.Path, lines: str) -> None:
-    r"""Puts a table between the markers of a page.
-
-    Args:
-        page: a Markdown file with the two markers.
-        lines: from `table`.
-
-    Raises:
-        ValueError: if a marker is missing.
-
-    Examples:
-        >>> import tempfile
-        >>> page = pathlib.Path(tempfile.mkdtemp()) / "page.md"
-        >>> _ = page.write_text(f"above\n{_BEGIN}\nold\n{_END}\nbelow\n")
-        >>> write_table(page, "new")
-        >>> page.read_text().splitlines()[2]
-        'new'
-    """
-    before, begin, rest = page.read_text().partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not (begin and end):
-        raise ValueError(f"{page}: expected the markers {_BEGIN} and {_END}, in this order")
-    page.write_text(f"{before}{_BEGIN}\n{lines}\n{_END}{after}")
+    return markdown_table(header, rows)

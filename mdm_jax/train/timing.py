@@ -149,16 +149,3 @@ def one_device() -> jax.sharding.Mesh:
     """
     axes = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
     return make_mesh(axes, devices=jax.devices()[:1])
-
-
-def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Returns a Markdown table.
-
-    Examples:
-        >>> print(markdown(("a", "b"), [("1", "2")]))
-        | a | b |
-        | --- | --- |
-        | 1 | 2 |
-    """
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
