@@ -30,6 +30,7 @@ from mdm_jax.models.dit import DiT
 from mdm_jax.models.flops import flops_per_token
 from mdm_jax.models.unembedding import unembedding
 from mdm_jax.train.fields import checked
+from mdm_jax.train.host_memory import keep_freed_memory
 from mdm_jax.train.learners import build_learner
 from mdm_jax.train.state import create_state
 from mdm_jax.train.step import jit_train_step
@@ -333,6 +334,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     rounds = _ROUNDS.value
+    keep_freed_memory()
     print(f"jax {jax.__version__}, {jax.device_count()} {jax.devices()[0].device_kind} device(s)\n")
     if _LOSSES.value:
         print("## Losses from hidden states\n\n" + loss_memory_table(8192, 2048, 512), flush=True)

@@ -32,7 +32,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     from configs.compare import OPTIONS, get_config
     from mdm_jax.train.comparison import HEADER, compare, pieces, row, stretch
+    from mdm_jax.train.host_memory import keep_freed_memory
 
+    keep_freed_memory()
     configs = {name: get_config(name).to_dict() for name in _ONLY.value or OPTIONS}
     if _STEPS.value:
         for config in configs.values():

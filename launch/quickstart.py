@@ -36,10 +36,12 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     getLogger("mdm_jax").setLevel("INFO")
     from configs.quickstart import get_config
+    from mdm_jax.train.host_memory import keep_freed_memory
     from mdm_jax.train.interruption import Interrupted
     from mdm_jax.train.loop import train
     from mdm_jax.train.showcase import shortfall, show
 
+    keep_freed_memory()
     started, workdir = time.monotonic(), _WORKDIR.value
     try:
         result = train(_CONFIG.value, workdir)

@@ -46,6 +46,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: settings are --config.field=value")
     logging.set_verbosity(logging.WARNING)
     getLogger("mdm_jax").setLevel("INFO")
+    from mdm_jax.train.host_memory import keep_freed_memory
+
+    keep_freed_memory()
     if _MULTIHOST.value:
         join_hosts()
     from mdm_jax.train.interruption import Interrupted

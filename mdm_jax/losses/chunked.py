@@ -241,7 +241,10 @@ def _with_gradients(
         d_kernel = jnp.einsum("pcd,pcv->pdv", x, slope, preferred_element_type=jnp.float32)
         d_bias = sums.bias
         if d_bias is not None:
-            d_bias += jnp.sum(slope, axis=1, dtype=jnp.float32)
+            # A sum over positions, as a product: a CPU's sum over a short leading axis takes 25
+            # times as long, as long as the head's own product.
+            ones = jnp.ones(slope.shape[:2], slope.dtype)
+            d_bias += jnp.einsum("pc,pcv->pv", ones, slope, preferred_element_type=jnp.float32)
         put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * size, axis=1)
         sums = Hidden(put(sums.states, d_x), sums.kernel + d_kernel, d_bias)
         return put(values, jnp.where(piece.where, nats, 0.0)), sums

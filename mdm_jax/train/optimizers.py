@@ -118,8 +118,24 @@ def adamw(config: Mapping[str, Any], schedule: optax.Schedule) -> optax.Gradient
         mu_dtype=config["moments"],
     )
     if config["clip"] > 0:
-        update = optax.chain(optax.clip_by_global_norm(config["clip"]), update)
+        update = optax.chain(_clip_by_global_norm(config["clip"]), update)
     return optax.GradientTransformation(update.init, _standard_promotion(update.update))
+
+
+def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """Scales gradients down to a global norm of `limit`, as `optax.clip_by_global_norm` does.
+
+    By one number for all, where optax divides every entry by the norm: XLA's CPU compiler then
+    writes no clipped copy of the gradient, which is a third of the time of an update.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm < limit, 1.0, limit / norm)
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def _standard_promotion(update: Callable[..., Any]) -> Callable[..., Any]:

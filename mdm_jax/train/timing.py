@@ -76,7 +76,8 @@ def stepper(learner: Learner) -> Callable[[], object]:
     size = learner.family.num_ids if process is None else process.vocab_size
     tokens = jax.random.randint(jax.random.key(0), shape, 0, size)
     batch = {"tokens": tokens, "where": jnp.ones(shape, jnp.bool_)}
-    step, state = learner.steps()[-1], jax.jit(learner.create_state)()
+    state = jax.jit(learner.create_state, out_shardings=learner.shardings())()
+    step = learner.steps()[-1]
 
     def take() -> object:
         nonlocal state  # the step donates its state
