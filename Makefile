@@ -20,7 +20,7 @@ quickstart: $(READY)
 	$(BIN)/python launch/quickstart.py --workdir=runs/quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]  # 5: no test is marked slow

@@ -87,10 +87,14 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_sizes(axes or {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}, len(devices))
-    types = (axis_type,) * len(sizes)
     if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), types, devices=devices)
-    return Mesh(slice_grid(sizes, slices, devices), tuple(sizes), axis_types=types)
+        # 8 of the 16 chips along a side, where no side of the machine has that size.
+        grid = mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = slice_grid(sizes, slices, devices)
+    return Mesh(grid, tuple(sizes), axis_types=(axis_type,) * len(sizes))
 
 
 def mesh_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
@@ -150,7 +154,9 @@ def slice_grid(sizes: Mapping[str, int], slices: int, devices: Sequence[Any]) ->
         )
     within = [size // slices if name == "data" else size for name, size in sizes.items()]
     across = [slices if name == "data" else 1 for name in sizes]
-    return mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    return mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, allow_split_physical_axes=True
+    )
 
 
 def partition_spec(path: str, rules: Rules) -> P:

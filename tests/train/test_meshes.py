@@ -150,6 +150,26 @@ class Device:
     platform: str = "none"
     device_kind: str = "none"
     process_index: int = 0
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_an_axis_may_be_part_of_a_side_of_the_machine(slices):
+    """No side of 16 x 16 chips has eight, but eight neighbors do."""
+    tpu = {"platform": "tpu", "device_kind": "TPU v6 lite"}
+    devices = [
+        Device(256 * s + i, s, **tpu, coords=(i % 16, i // 16, 0))
+        for s in range(slices)
+        for i in range(256)
+    ]
+    sizes = {"data": 32 * slices, "fsdp": 8, "tensor": 1, "sequence": 1}
+    mesh = make_mesh(sizes, slices=slices, devices=devices)
+    assert dict(mesh.shape) == sizes
+    for group in mesh.devices.reshape(-1, 8):
+        places = np.array([device.coords for device in group])
+        assert (np.ptp(places, axis=0) <= 8).all()
+        assert len({device.slice_index for device in group}) == 1
 
 
 def test_slices_differ_in_data_alone():
