@@ -1,5 +1,6 @@
 """Eight virtual devices and JAX's strict modes, set before any test touches a device."""
 
+import gc
 import mmap
 import os
 import tempfile
@@ -25,7 +26,6 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 FAST = not os.environ.get("MDM_TEST_OPTIMIZED")
 jax.config.update("jax_disable_most_optimizations", FAST)
 
-
 # What is compiled once in this process, such as the step of one config, is not compiled again.
 COMPILED = tempfile.TemporaryDirectory()
 jax.config.update("jax_compilation_cache_dir", COMPILED.name)
@@ -45,10 +45,18 @@ def is_flag(name: str) -> bool:
 
 
 # The workers of pytest-xdist have it from the process that starts them.
-if FAST and "xla_cpu_use_fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
-    if is_flag("xla_cpu_use_fusion_emitters"):
-        given = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_use_fusion_emitters=false"
+LOOPS = "xla_cpu_use_fusion_emitters"
+given = os.environ.get("XLA_FLAGS", "")
+if FAST and LOOPS not in given and is_flag(LOOPS):
+    os.environ["XLA_FLAGS"] = f"{given} --{LOOPS}=false"
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays: the collector need not look at it again and again
+
+
+def pytest_unconfigure():
+    COMPILED.cleanup()
 
 
 @pytest.fixture

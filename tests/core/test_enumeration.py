@@ -215,7 +215,7 @@ def test_first_hitting_with_hitting_times_is_exact_for_a_time_dependent_model(op
         return mdm.hitting_times(jax.random.fold_in(key, 9), process, start, L)
 
     hit = sampled_counts(process, mdm.first_hitting(process), logits_fn, L, times=times)
-    fine = sampled_counts(process, mdm.ancestral(process), logits_fn, 512, seed=1)
+    fine = sampled_counts(process, mdm.ancestral(process), logits_fn, 128, seed=1)
     grid = sampled_counts(process, mdm.first_hitting(process), logits_fn, L, seed=2)
     same = tabular.total_variation(hit / hit.sum(), fine / fine.sum())
     wrong = tabular.total_variation(grid / grid.sum(), fine / fine.sum())

@@ -8,7 +8,6 @@ import fsspec
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from train import tiny
 
 from mdm_jax import data
@@ -25,22 +24,6 @@ def losses(workdir):
 
 def checkpoints(workdir):
     return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Runs of one config share their compiled steps."""
-    fields = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in fields}
-    for name, value in fields.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def at_step(patch, step, action):
