@@ -19,8 +19,9 @@ def keep_freed_memory() -> bool:
     """Makes this process keep freed memory for its next step, if it is to compute on the CPU.
 
     Call it before anything asks JAX for a device, whose threads else have heaps of their own. The
-    process then never shrinks: it stays at what its largest step needed. With an accelerator
-    nothing is changed, as its steps take their memory elsewhere.
+    process then never shrinks: it stays at what its largest step needed, and some more for what
+    lies between blocks. With an accelerator nothing is changed, as its steps take their memory
+    elsewhere.
 
     Returns:
         Whether it was done: False with an accelerator, and where the C library is not glibc.
