@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 .PHONY: help quickstart test test-slow lint format bench pods pods-check clean
 
 help:
-	@echo "make quickstart  train, evaluate, sample and infill on a laptop CPU, in about 5 minutes"
+	@echo "make quickstart  train, evaluate, sample and infill on a laptop CPU, in about 6 minutes"
 	@echo "make test        the test suite"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make lint        ruff and the type checker"

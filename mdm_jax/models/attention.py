@@ -51,10 +51,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array
         raise ValueError(f"{heads} query heads are not a multiple of {groups} key heads.")
     if groups != heads:
         k, v = (jnp.repeat(x, heads // groups, axis=2) for x in (k, v))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     allowed = mask.allowed(q.shape[1], k.shape[1])
-    # Heads first, once for all products that follow.
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
     if allowed is not None:
         scores = jnp.where(allowed[:, None], scores, -jnp.inf)
     scale = q.shape[-1] ** -0.5
@@ -62,12 +60,11 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array
         # Normalized in float32, before they are rounded: only then do the gradients of a query's
         # scores add up to zero.
         weights = jax.nn.softmax(scores * scale, axis=-1).astype(v.dtype)
-        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
-        return checkpoint_name(jnp.swapaxes(out, 1, 2), SAVED)
+        return checkpoint_name(jnp.einsum("bhqk,bkhd->bqhd", weights, v), SAVED)
     # The same, divided last: head_dim numbers of a query in place of one for each of its keys. The
     # largest score cancels, so that its gradient is left out.
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp((scores - largest) * scale)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("bhqk,bhkd->bhqd", weights, v) / total
-    return checkpoint_name(jnp.swapaxes(out, 1, 2), SAVED)
+    total = jnp.swapaxes(jnp.sum(weights, axis=-1), 1, 2)[..., None]
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights, v) / total
+    return checkpoint_name(out, SAVED)

@@ -20,9 +20,9 @@ def launcher(tmp_path_factory):
 
 def test_killed_at_random_steps_it_ends_with_the_same_bits(launcher):
     rng = random.Random(0)
-    kills = [rng.randrange(low, low + 8) for low in (3, 25)]
+    kills = [rng.randrange(low, low + 8) for low in (3, 18, 33)]
     codes = [launcher.stop("killed", step, signal.SIGKILL) for step in kills]
-    assert codes == [-signal.SIGKILL] * 2
+    assert codes == [-signal.SIGKILL] * 3
     launcher.finish("killed")
     assert launcher.losses("killed") == launcher.losses("uninterrupted")
     expected = launcher.params("uninterrupted")
@@ -33,11 +33,12 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(launcher):
 
 
 def test_signals_save_and_exit_non_zero_and_other_machines_continue(launcher):
-    """From eight devices, to two hosts of two devices each, to a split model."""
+    """From eight devices, to two hosts of two devices each, to one device, to a split model."""
     assert launcher.stop("moved", 5, signal.SIGTERM, devices=8) == 128 + signal.SIGTERM
     hosts = [launcher.start("moved", 2, host=host) for host in (0, 1)]
     codes = launcher.signaled("moved", 12, signal.SIGTERM, hosts)  # one host alone gets it
     assert codes == [128 + signal.SIGTERM] * 2
+    assert launcher.stop("moved", 20, signal.SIGINT, devices=1) == 128 + signal.SIGINT
     # Each host holds half of every layer, and so needs all rows, to train on and to evaluate.
     halves = [launcher.start("moved", 1, "--config.mesh.tensor=2", host=host) for host in (0, 1)]
     try:
@@ -48,7 +49,7 @@ def test_signals_save_and_exit_non_zero_and_other_machines_continue(launcher):
             half.wait()
     log = (launcher.directory / "moved.log").read_text()
     assert codes == [0, 0], log[-3000:]
-    assert log.count("which are saved: run the same command to continue") == 3
+    assert log.count("which are saved: run the same command to continue") == 4
     # Other devices add up in another order; Adam turns last bits of a gradient into more.
     np.testing.assert_allclose(
         launcher.losses("moved"), launcher.losses("uninterrupted"), rtol=1e-4
